@@ -1,0 +1,5 @@
+"""What it means: reweighting, free-energy surfaces, diagnostics."""
+
+from couloir.analysis.samples import BiasedSamples
+
+__all__ = ["BiasedSamples"]

@@ -1,0 +1,180 @@
+"""BiasedSamples: everything that biased simulations recorded, and the one input of WHAM, MBAR and surfaces."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.cv.bias import Bias, bias_from_dict
+from couloir.errors import DataError, nearest
+from couloir.trajectory import Array
+from couloir.units import GAS_CONSTANT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class BiasedSamples:
+    """CV values recorded in a set of windows (states), row by row.
+
+    Attributes
+    ----------
+    names, units, periods : of the CVs, in column order.
+    values : (n_rows, n_cvs).
+    potential : (n_rows,) unbiased potential energy, kJ/mol; NaN where it was not recorded.
+    window : (n_rows,) the window each row was sampled in.
+    walker : (n_rows,) the walker (independent simulation) each row belongs to; unique over all windows.
+    time : (n_rows,) ps since the walker started; rows of one walker are in time order.
+    biases : per window, its bias, or None for an unbiased one.
+    temperatures : (n_windows,) K.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    periods: tuple[float | None, ...]
+    values: Array
+    potential: Array
+    window: IntArray
+    walker: IntArray
+    time: Array
+    biases: tuple[Bias | None, ...]
+    temperatures: Array = field(default_factory=lambda: np.array([300.0]))
+
+    def __post_init__(self) -> None:
+        for name, kind in (("values", float), ("potential", float), ("window", np.int64), ("walker", np.int64), ("time", float)):
+            array = np.array(getattr(self, name), dtype=kind)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        temperatures = np.broadcast_to(np.asarray(self.temperatures, dtype=float), (len(self.biases),)).copy()
+        temperatures.setflags(write=False)
+        object.__setattr__(self, "temperatures", temperatures)
+        n = len(self.values)
+        if n == 0:
+            raise DataError("there are no samples", "did every window fail, or was everything discarded as equilibration?")
+        if self.values.shape != (n, len(self.names)) or len(self.units) != len(self.names) or len(self.periods) != len(self.names):
+            raise DataError(f"values have shape {self.values.shape} for the CVs {self.names}")
+        for name in ("potential", "window", "walker", "time"):
+            if getattr(self, name).shape != (n,):
+                raise DataError(f"{name} has shape {getattr(self, name).shape}, expected ({n},)")
+        if not np.isfinite(self.values).all():
+            row = int(np.flatnonzero(~np.isfinite(self.values).all(axis=1))[0])
+            raise DataError(f"CV values of row {row} are not finite", "remove the damaged frames, or find out why they are there")
+        if self.window.min() < 0 or self.window.max() >= len(self.biases):
+            raise DataError(f"windows run to {self.window.max()} but there are {len(self.biases)} biases")
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows, empty ones included."""
+        return len(self.biases)
+
+    @property
+    def kT(self) -> Array:
+        """Thermal energy of each window (n_windows,), kJ/mol."""
+        return GAS_CONSTANT * self.temperatures
+
+    @property
+    def counts(self) -> IntArray:
+        """Number of rows in each window, (n_windows,)."""
+        return np.bincount(self.window, minlength=self.n_windows)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __str__(self) -> str:
+        n_walkers = len(np.unique(self.walker))
+        lines = [f"BiasedSamples: {len(self)} rows, {self.n_windows} windows, {n_walkers} walkers, T = {np.unique(self.temperatures)} K"]
+        for i, name in enumerate(self.names):
+            x = self.values[:, i]
+            lines.append(f"  {name} [{self.units[i]}]: {x.min():.4g} ... {x.max():.4g}" + (", periodic" if self.periods[i] else ""))
+        return "\n".join(lines)
+
+    def column(self, name: str) -> int:
+        """Return the column of the CV called ``name``; raises DataError when it was not recorded."""
+        if name not in self.names:
+            raise DataError(f"the CV {name!r} was not recorded{nearest(name, self.names)}")
+        return self.names.index(name)
+
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(self.values[:, self.column(name)])
+
+    def bias_energies(self) -> Array:
+        """Return the bias energy of every row in every window, (n_windows, n_rows), kJ/mol."""
+        return np.stack([self.bias_energy(w, self.values) for w in range(self.n_windows)])
+
+    def bias_energy(self, window: int, values: Array) -> Array:
+        """Return the energy (n,) in kJ/mol of window ``window``'s bias on rows of CV values (n, n_cvs)."""
+        bias = self.biases[window]
+        if bias is None:
+            return np.zeros(len(values))
+        return bias.energy(np.asarray(values)[:, [self.column(name) for name in bias.names]])
+
+    def select(self, rows: Any) -> BiasedSamples:
+        """Return the rows given by a mask or index; windows stay as they are, even when they become empty."""
+        pick = {name: getattr(self, name)[rows] for name in ("values", "potential", "window", "walker", "time")}
+        return replace(self, **pick)
+
+    def until(self, time: float) -> BiasedSamples:
+        """Return what had been sampled when each walker had run for ``time`` ps."""
+        return self.select(self.time <= time + 1e-9)
+
+    @classmethod
+    def join(cls, *parts: BiasedSamples) -> BiasedSamples:
+        """Put several sets together; their windows and walkers stay distinct.  Only CVs recorded in all of them are kept."""
+        if not parts:
+            raise DataError("nothing to join")
+        common = [name for name in parts[0].names if all(name in p.names for p in parts)]
+        missing = {name for p in parts for b in p.biases if b is not None for name in b.names} - set(common)
+        if missing:
+            raise DataError(f"{', '.join(sorted(missing))} is biased in one set but not recorded in all", "record it in every set")
+        first = parts[0]
+        columns = [first.column(name) for name in common]
+        window_offset = np.cumsum([0] + [p.n_windows for p in parts])
+        walker_offset = np.cumsum([0] + [int(p.walker.max()) + 1 for p in parts])
+        return cls(
+            names=tuple(common),
+            units=tuple(first.units[i] for i in columns),
+            periods=tuple(first.periods[i] for i in columns),
+            values=np.concatenate([p.values[:, [p.column(name) for name in common]] for p in parts]),
+            potential=np.concatenate([p.potential for p in parts]),
+            window=np.concatenate([p.window + o for p, o in zip(parts, window_offset, strict=False)]),
+            walker=np.concatenate([p.walker + o for p, o in zip(parts, walker_offset, strict=False)]),
+            time=np.concatenate([p.time for p in parts]),
+            biases=tuple(b for p in parts for b in p.biases),
+            temperatures=np.concatenate([p.temperatures for p in parts]),
+        )
+
+    def save(self, file: str | Path) -> None:
+        """Write everything to one npz file (no pickles)."""
+        meta = {
+            "format": "couloir-samples-1", "names": self.names, "units": self.units, "periods": self.periods,
+            "biases": [None if b is None else b.to_dict() for b in self.biases],
+        }  # fmt: skip
+        arrays = {name: getattr(self, name) for name in ("values", "potential", "window", "walker", "time", "temperatures")}
+        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
+
+    @classmethod
+    def load(cls, file: str | Path) -> BiasedSamples:
+        """Read what :meth:`save` wrote; raises DataError when the file is something else."""
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                meta = json.loads(str(data["meta"]))
+                arrays = {name: data[name] for name in ("values", "potential", "window", "walker", "time", "temperatures")}
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{file} does not hold saved samples: {error}") from error
+        biases = tuple(None if b is None else bias_from_dict(b) for b in meta["biases"])
+        return cls(tuple(meta["names"]), tuple(meta["units"]), tuple(meta["periods"]), biases=biases, **arrays)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per sample as a pandas table."""
+        import pandas as pd
+
+        table = {"window": self.window, "walker": self.walker, "time": self.time}
+        return pd.DataFrame({**table, **{n: self[n] for n in self.names}, "potential": self.potential})

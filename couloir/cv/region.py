@@ -1,0 +1,160 @@
+"""Regions: sets in CV space with the algebra ``&``, ``|``, ``~``; stable states, interfaces and stop conditions."""
+
+from __future__ import annotations
+
+import ast
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.cv.base import CollectiveVariable
+from couloir.errors import ConfigError, nearest
+from couloir.trajectory import Array
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Region(ABC):
+    """A set in the space of one or more CVs."""
+
+    @property
+    @abstractmethod
+    def cvs(self) -> tuple[CollectiveVariable, ...]:
+        """The CVs this region is defined on, each once."""
+
+    @abstractmethod
+    def contains_values(self, values: Mapping[str, Array]) -> Mask:
+        """Return which rows of CV values (name -> (n,)) lie inside."""
+
+    def contains(self, positions: Array) -> Mask:
+        """Return which frames of positions (n_frames, n_atoms, 3) lie inside; each CV is computed once."""
+        return self.contains_values({cv.name: cv.evaluate(positions) for cv in self.cvs})
+
+    def __and__(self, other: Region) -> Region:
+        return _Both(self, other)
+
+    def __or__(self, other: Region) -> Region:
+        return _Either(self, other)
+
+    def __invert__(self) -> Region:
+        return _Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a Region is a set, not a truth value: write (phi > a) & (phi < b), not a < phi < b")
+
+    @staticmethod
+    def parse(text: str, cvs: Mapping[str, CollectiveVariable]) -> Region:
+        """Read a region such as ``"phi > 0.7 and not psi < 1.5"``.
+
+        Raises
+        ------
+        ConfigError : the text is not such an expression, or names an unknown CV.
+        """
+        try:
+            return _build(ast.parse(text, mode="eval").body, cvs, text)
+        except SyntaxError:
+            raise ConfigError(f"cannot read the region {text!r}", 'write it like "phi > 0.7 and phi < 1.5"') from None
+
+
+@dataclass(frozen=True, eq=False)
+class Interval(Region):
+    """low <= CV <= high; on a periodic CV with low > high, the arc through the period's edge."""
+
+    cv: CollectiveVariable
+    low: float
+    high: float
+
+    @property
+    def cvs(self) -> tuple[CollectiveVariable, ...]:
+        return (self.cv,)
+
+    def contains_values(self, values: Mapping[str, Array]) -> Mask:
+        x = values[self.cv.name]
+        if self.cv.period is not None and self.low > self.high:
+            return (x >= self.low) | (x <= self.high)
+        return (x >= self.low) & (x <= self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low:g} <= {self.cv.name} <= {self.high:g}"
+
+
+def _union(*regions: Region) -> tuple[CollectiveVariable, ...]:
+    return tuple({cv.name: cv for region in regions for cv in region.cvs}.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Both(Region):
+    a: Region
+    b: Region
+
+    @property
+    def cvs(self) -> tuple[CollectiveVariable, ...]:
+        return _union(self.a, self.b)
+
+    def contains_values(self, values: Mapping[str, Array]) -> Mask:
+        return self.a.contains_values(values) & self.b.contains_values(values)
+
+    def __str__(self) -> str:
+        return f"({self.a}) & ({self.b})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Either(Region):
+    a: Region
+    b: Region
+
+    @property
+    def cvs(self) -> tuple[CollectiveVariable, ...]:
+        return _union(self.a, self.b)
+
+    def contains_values(self, values: Mapping[str, Array]) -> Mask:
+        return self.a.contains_values(values) | self.b.contains_values(values)
+
+    def __str__(self) -> str:
+        return f"({self.a}) | ({self.b})"
+
+
+@dataclass(frozen=True, eq=False)
+class _Not(Region):
+    a: Region
+
+    @property
+    def cvs(self) -> tuple[CollectiveVariable, ...]:
+        return self.a.cvs
+
+    def contains_values(self, values: Mapping[str, Array]) -> Mask:
+        return ~self.a.contains_values(values)
+
+    def __str__(self) -> str:
+        return f"~({self.a})"
+
+
+def _build(node: ast.expr, cvs: Mapping[str, CollectiveVariable], text: str) -> Region:
+    if isinstance(node, ast.BoolOp):
+        parts = [_build(value, cvs, text) for value in node.values]
+        out = parts[0]
+        for part in parts[1:]:
+            out = out & part if isinstance(node.op, ast.And) else out | part
+        return out
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return ~_build(node.operand, cvs, text)
+    if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and len(node.ops) == 1:
+        if node.left.id not in cvs:
+            raise ConfigError(f"the region {text!r} names the unknown CV {node.left.id!r}{nearest(node.left.id, cvs)}")
+        limit = _number(node.comparators[0])
+        if limit is not None and isinstance(node.ops[0], (ast.Lt, ast.LtE)):
+            return cvs[node.left.id] < limit
+        if limit is not None and isinstance(node.ops[0], (ast.Gt, ast.GtE)):
+            return cvs[node.left.id] > limit
+    raise ConfigError(f"cannot read the region {text!r}", 'write it like "phi > 0.7 and phi < 1.5"')
+
+
+def _number(node: ast.expr) -> float | None:
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        return None
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,0 +1,1 @@
+"""What to propose: noise schedules, solvers, training, networks and the models."""

@@ -1,0 +1,1 @@
+"""What physics says: engines, systems, seeding and umbrella windows."""

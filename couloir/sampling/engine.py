@@ -1,0 +1,146 @@
+"""The engine contract: what every source of dynamics (OpenMM, toy potentials, learned propagators) can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.bias import Bias
+from couloir.cv.region import Region
+from couloir.errors import DataError
+from couloir.streams import integer_seed
+from couloir.trajectory import Array, State, Trajectory
+from couloir.units import convert
+
+OnResult = Callable[[int, Trajectory], None]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A description of dynamics; picklable, and cheap until used.
+
+    Attributes
+    ----------
+    temperature : K (toy engines: chosen so that ``kT`` is what the user asked for).
+    kT : kJ/mol.
+    time_step : ps.
+    masses : (n_atoms,) amu.
+    topology : mdtraj topology, or None.
+    """
+
+    temperature: float
+    time_step: float
+
+    @property
+    def kT(self) -> float: ...
+    @property
+    def masses(self) -> Array: ...
+    @property
+    def topology(self) -> Any: ...
+
+    def propagate(
+        self,
+        states: State | Sequence[State],
+        *,
+        duration: Any,
+        stride: Any = None,
+        bias: Bias | Sequence[Bias | None] | None = None,
+        record: Sequence[CollectiveVariable] = (),
+        record_stride: Any = None,
+        stop: Region | None = None,
+        velocities: bool = False,
+        seed: int | Sequence[int] = 0,
+        on_result: OnResult | None = None,
+    ) -> list[Trajectory]:
+        """Propagate a batch of walkers in parallel; one state is a batch of one.
+
+        Parameters
+        ----------
+        states : where each walker starts; missing velocities are drawn at the engine's temperature.
+        duration : time per walker (ps, text or Quantity); a multiple of the strides.
+        stride : time between kept frames; None keeps no frames (shape (0, n_atoms, 3)).
+        bias : one for all, or one per walker (None: no bias).  Its CVs are looked up by name in ``record``, which
+            therefore lists every CV that is biased, plus any other to record.
+        record : CVs to record, with the unbiased potential energy, every ``record_stride``.
+        record_stride : time between records; default ``stride``.  Must divide ``stride``.
+        stop : end a walker at the first record inside this region (its CVs need not be in ``record``).
+        velocities : keep velocities with the frames.
+        seed : one for all (walker i draws from its own stream), or one per walker, used as it is: a walker's result
+            depends on its state, bias and seed alone, never on its neighbours or on the number of workers.
+        on_result : called with (walker, trajectory) in the calling thread as walkers finish.
+
+        Returns
+        -------
+        One trajectory per walker, in order; ``series`` is set whenever anything was recorded (always with energy),
+        ``last`` always.
+
+        Raises
+        ------
+        SimulationError : a walker's positions or energy stopped being finite; names walker and frame, and carries the
+            trajectories sampled until then as ``partial``.
+        DataError : shapes, strides or numbers of biases and seeds do not fit.
+        """
+        ...
+
+
+def as_states(states: State | Sequence[State]) -> list[State]:
+    """Return a list of states; raises DataError when it is empty."""
+    out = [states] if isinstance(states, State) else list(states)
+    if not out:
+        raise DataError("no states to propagate", "give at least one starting state")
+    return out
+
+
+def per_walker_biases(bias: Bias | Sequence[Bias | None] | None, n: int) -> list[Bias | None]:
+    """Return one bias per walker; raises DataError when their numbers differ."""
+    if bias is None or isinstance(bias, Bias):
+        return [bias] * n
+    out = list(bias)
+    if len(out) != n:
+        raise DataError(f"{len(out)} biases for {n} walkers", "give one bias, or one per walker")
+    return out
+
+
+def per_walker_seeds(seed: int | Sequence[int], n: int) -> list[int]:
+    """Return one seed per walker; raises DataError when their numbers differ."""
+    if isinstance(seed, (int, np.integer)):
+        return [integer_seed(int(seed), "walker", i) for i in range(n)]
+    out = [int(s) for s in seed]
+    if len(out) != n:
+        raise DataError(f"{len(out)} seeds for {n} walkers", "give one seed, or one per walker")
+    return out
+
+
+def steps(value: Any, time_step: float, name: str) -> int:
+    """Return a time as a whole number (at least one) of time steps.
+
+    Raises
+    ------
+    DataError : it is not a multiple of the time step.
+    """
+    time = convert(value, "ps", name)
+    n = round(time / time_step)
+    if n < 1 or abs(n * time_step - time) > 1e-6 * max(time, time_step):
+        raise DataError(f"{name} = {value} is not a positive multiple of the time step {time_step:g} ps")
+    return n
+
+
+def schedule(duration: Any, stride: Any, record_stride: Any, time_step: float) -> tuple[int, int, int]:
+    """Return (number of records, steps per record, records per kept frame; 0 keeps none).
+
+    Raises
+    ------
+    DataError : the times are not multiples of each other.
+    """
+    total = steps(duration, time_step, "duration")
+    frame = None if stride is None else steps(stride, time_step, "stride")
+    record = steps(record_stride, time_step, "record_stride") if record_stride is not None else (frame or total)
+    if total % record or (frame is not None and (frame % record or total % frame)):
+        raise DataError(
+            f"duration = {duration}, stride = {stride} and record_stride = {record_stride} do not divide one another",
+            "make the duration a multiple of the stride, and the stride a multiple of the record stride",
+        )
+    return total // record, record, 0 if frame is None else frame // record

@@ -1,1 +1,17 @@
 """What physics says: engines, systems, seeding and umbrella windows."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"MolecularSystem": "molecule", "systems": ""}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    return getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

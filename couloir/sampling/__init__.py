@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"MolecularSystem": "molecule", "systems": ""}
+_HOMES = {"MolecularSystem": "molecule", "OpenMMEngine": "openmm_engine", "benchmark_platforms": "platforms", "systems": ""}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,304 @@
+"""OpenMM as an engine: batches of walkers of a real molecule, on as many cores or devices as there are.
+
+The dynamics is Langevin, dv = -grad U/m dt - gamma v dt + sqrt(2 gamma kT/m) dW, discretized by OpenMM's
+``LangevinMiddleIntegrator`` (Zhang et al., J. Phys. Chem. A 123, 6056 (2019): BAOA splitting), plus the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.bias import Bias
+from couloir.cv.region import Region
+from couloir.errors import ConfigError, DataError, SimulationError, nearest
+from couloir.sampling import _openmm_worker as worker
+from couloir.sampling._pool import available_cores, run_tasks
+from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
+from couloir.sampling.platforms import PlatformSpeed, available_platforms, platform_properties, time_platforms
+from couloir.trajectory import Array, Series, State, Trajectory
+from couloir.units import convert, kt
+
+if TYPE_CHECKING:
+    from couloir.sampling.molecule import MolecularSystem
+
+_measured: dict[tuple[Any, ...], list[PlatformSpeed]] = {}
+
+
+class OpenMMEngine:
+    """Langevin dynamics of a molecule in OpenMM; a picklable description whose Contexts are made where work lands.
+
+    On host platforms (Reference, CPU) walkers run in worker processes, because OpenMM's host platforms share one
+    random generator per process; on devices they run in threads.  One worker or one walker runs inline.  On the
+    Reference platform a walker's numbers depend, to the last bit, on its state, bias and seed alone.  The CPU platform
+    divides the cores among its walkers and draws noise per thread, so there this holds for a fixed number of threads
+    (``platform_properties={"Threads": "1"}``); devices are reproducible to within rounding.
+
+    Parameters
+    ----------
+    molecule : what is simulated.
+    temperature : K, text or Quantity.
+    time_step : ps, text or Quantity.
+    friction : 1/ps, text or Quantity.
+    platform : an OpenMM platform, or ``"auto"``: the fastest in aggregate, timed on this system at first use.
+    workers : walkers at once; default one per core.
+    platform_properties : OpenMM Context properties that replace the defaults, e.g. ``{"DeviceIndex": "1"}``.
+
+    Raises
+    ------
+    ConfigError : the platform does not exist here, or a number is out of range.
+    UnitError : a value has a unit that does not fit.
+    """
+
+    def __init__(
+        self,
+        molecule: MolecularSystem,
+        temperature: Any = "300 K",
+        time_step: Any = "2 fs",
+        friction: Any = "1/ps",
+        platform: str = "auto",
+        workers: int | None = None,
+        platform_properties: Mapping[str, str] | None = None,
+    ) -> None:
+        self.molecule = molecule
+        self.temperature = _positive(temperature, "K", "temperature")
+        self.time_step = _positive(time_step, "ps", "time_step")
+        self.friction = _positive(friction, "1/ps", "friction")
+        if platform != "auto" and platform not in available_platforms():
+            raise ConfigError(f"there is no OpenMM platform {platform!r} here{nearest(platform, ['auto', *available_platforms()])}")
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers = {workers}, expected at least 1", "leave it out to use one per core")
+        self.workers = workers or available_cores()
+        self._platform = platform
+        self._properties = dict(platform_properties or {})
+        self._system = worker.Description.compress(molecule.system_xml)
+
+    @property
+    def kT(self) -> float:
+        """Thermal energy, kJ/mol."""
+        return kt(self.temperature)
+
+    @cached_property
+    def masses(self) -> Array:
+        """Particle masses (n_atoms,) in amu; 0 for virtual sites and fixed atoms."""
+        from openmm import unit
+
+        system = self._describe("").load_system()
+        return np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+
+    @property
+    def topology(self) -> Any:
+        """The molecule's mdtraj topology."""
+        return self.molecule.topology
+
+    @property
+    def platform(self) -> str:
+        """The platform in use; with ``"auto"`` it is timed and chosen on first access."""
+        if self._platform == "auto":
+            fastest = self.platform_report[0]
+            self._platform = fastest.name if fastest.aggregate > 0 else "CPU"
+        return self._platform
+
+    @property
+    def platform_report(self) -> list[PlatformSpeed]:
+        """Speed of every platform on this system, fastest in aggregate first; timed once per process."""
+        key = (self._system, self.temperature, self.time_step, self.friction, self.workers)
+        if key not in _measured:
+            _measured[key] = time_platforms(self._describe(""), self.molecule.state.positions, self.workers)
+        return _measured[key]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what produced the numbers, for provenance."""
+        import openmm
+
+        return {
+            "type": "openmm", "molecule": self.molecule.name, "openmm": openmm.__version__, "integrator": "LangevinMiddle",
+            "temperature": self.temperature, "time_step": self.time_step, "friction": self.friction, "workers": self.workers,
+            "platform": self.platform, "platform_properties": dict(self._context_properties(self.workers)),
+            "precision": {"Reference": "double", "CPU": "single"}.get(self.platform, "mixed"),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return (
+            f"OpenMMEngine: {self.molecule.name} ({len(self.molecule.state.positions)} atoms) at {self.temperature:g} K, "
+            f"{self.time_step * 1000:g} fs, {self.friction:g}/ps, platform {self._platform}, {self.workers} workers"
+        )
+
+    def propagate(
+        self,
+        states: State | Sequence[State],
+        *,
+        duration: Any,
+        stride: Any = None,
+        bias: Bias | Sequence[Bias | None] | None = None,
+        record: Sequence[CollectiveVariable] = (),
+        record_stride: Any = None,
+        stop: Region | None = None,
+        velocities: bool = False,
+        seed: int | Sequence[int] = 0,
+        on_result: OnResult | None = None,
+    ) -> list[Trajectory]:
+        """Propagate a batch of walkers in parallel; see :meth:`couloir.sampling.engine.Engine.propagate`."""
+        batch = self._checked(states)
+        seeds = per_walker_seeds(seed, len(batch))
+        n_records, record_steps, frame_every = schedule(duration, stride, record_stride, self.time_step)
+        description = self._describe(self.platform, len(batch))
+        tasks = [
+            worker.WalkerTask(
+                i, description, plan, parameters, state, seeds[i],
+                n_records, record_steps, frame_every, tuple(record), stop, velocities,
+            )
+            for i, (state, (plan, parameters)) in enumerate(zip(batch, self._plans(bias, record, len(batch)), strict=True))
+        ]  # fmt: skip
+        trajectories: dict[int, Trajectory] = {}
+        failures: dict[int, str] = {}
+        stride_ps = record_steps * self.time_step
+
+        def receive(index: int, result: worker.WalkerResult) -> None:
+            trajectories[index] = self._trajectory(result, tuple(cv.name for cv in record), stride_ps, frame_every)
+            if result.failure is not None:
+                failures[index] = self._describe_failure(result, stride_ps, frame_every)
+            elif on_result is not None:
+                on_result(index, trajectories[index])
+
+        self._run(worker.run_walker, tasks, receive)
+        ordered = [trajectories[i] for i in range(len(batch))]
+        if failures:
+            more = f" ({len(failures)} of {len(batch)} walkers failed)" if len(failures) > 1 else ""
+            error = SimulationError(
+                failures[min(failures)] + more, "use a smaller time step, or start from minimized structures (engine.minimize)"
+            )
+            error.partial = ordered
+            raise error
+        return ordered
+
+    def minimize(
+        self,
+        states: State | Sequence[State],
+        *,
+        bias: Bias | Sequence[Bias | None] | None = None,
+        record: Sequence[CollectiveVariable] = (),
+        max_iterations: int = 0,
+        tolerance: float = 10.0,
+    ) -> list[State]:
+        """Return the states at local minima of the (biased) energy, constraints satisfied, without velocities.
+
+        Parameters
+        ----------
+        states, bias, record : as in :meth:`propagate`.
+        max_iterations : 0 minimizes until converged.
+        tolerance : root-mean-square force to reach, kJ/mol/nm.
+
+        Raises
+        ------
+        SimulationError : a minimization failed; ``partial`` holds the states, None where it failed.
+        """
+        batch = self._checked(states)
+        description = self._describe(self.platform, len(batch))
+        tasks = [
+            worker.MinimizeTask(i, description, plan, parameters, state, max_iterations, tolerance)
+            for i, (state, (plan, parameters)) in enumerate(zip(batch, self._plans(bias, record, len(batch)), strict=True))
+        ]
+        results = self._run(worker.run_minimize, tasks)
+        failed = [(i, text) for i, text in enumerate(results) if isinstance(text, str)]
+        if failed:
+            error = SimulationError(f"the minimization of state {failed[0][0]} failed: {failed[0][1]}", "check it for overlapping atoms")
+            error.partial = [r if isinstance(r, State) else None for r in results]
+            raise error
+        return [r for r in results if isinstance(r, State)]
+
+    def energies(self, positions: Array, boxes: Array | None = None) -> Array:
+        """Return unbiased potential energies (n,) in kJ/mol.
+
+        Parameters
+        ----------
+        positions : (n, n_atoms, 3) nm, or one configuration (n_atoms, 3).
+        boxes : (n, 3, 3) nm, or None for the System's own box.
+
+        Returns
+        -------
+        Energies; NaN where OpenMM cannot evaluate a configuration.
+
+        Raises
+        ------
+        DataError : the shapes do not fit.
+        """
+        batch = np.asarray(positions, dtype=np.float64)
+        batch = batch[None] if batch.ndim == 2 else batch
+        if batch.shape[1:] != self.molecule.state.positions.shape:
+            raise DataError(f"positions have shape {batch.shape}, expected (n, {len(self.molecule.state.positions)}, 3)")
+        if boxes is not None and np.shape(boxes) != (len(batch), 3, 3):
+            raise DataError(f"boxes have shape {np.shape(boxes)}, expected ({len(batch)}, 3, 3)")
+        parts = np.array_split(np.arange(len(batch)), max(1, min(self.workers, len(batch) // 500)))
+        description = self._describe(self.platform, len(parts))
+        tasks = [
+            worker.EnergyTask(i, description, batch[rows], None if boxes is None else np.asarray(boxes)[rows])
+            for i, rows in enumerate(parts)
+        ]
+        return np.concatenate(self._run(worker.run_energies, tasks))
+
+    def apply_constraints(self, state: State) -> State:
+        """Return the state moved onto the constraints (and its velocities, if any, along them)."""
+        (checked,) = self._checked(state)
+        return worker.run_constraints(worker.MinimizeTask(0, self._describe(self.platform), None, {}, checked, 0, 0.0))
+
+    def _describe(self, platform: str, n_walkers: int = 1) -> worker.Description:
+        base = worker.Description(self._system, self.temperature, self.friction, self.time_step, platform)
+        return base if not platform else replace(base, properties=self._context_properties(n_walkers))
+
+    def _context_properties(self, n_walkers: int) -> tuple[tuple[str, str], ...]:
+        defaults = dict(platform_properties(self.platform, min(self.workers, n_walkers)))
+        return tuple(sorted((defaults | self._properties).items()))
+
+    def _run(self, function: Any, tasks: Sequence[Any], on_done: Any = None) -> list[Any]:
+        return run_tasks(function, tasks, self.workers, processes=self.platform in worker.HOST_PLATFORMS, on_done=on_done)
+
+    def _checked(self, states: State | Sequence[State]) -> list[State]:
+        batch, expected = as_states(states), self.molecule.state.positions.shape
+        for i, state in enumerate(batch):
+            if state.positions.shape != expected:
+                raise DataError(f"state {i} has positions of shape {state.positions.shape}, but {self.molecule.name} needs {expected}")
+        return batch
+
+    def _plans(
+        self, bias: Bias | Sequence[Bias | None] | None, record: Sequence[CollectiveVariable], n: int
+    ) -> list[tuple[worker.BiasPlan | None, dict[str, float]]]:
+        cvs = {cv.name: cv for cv in record}
+        if len(cvs) != len(record):
+            raise DataError(f"two recorded CVs have the same name: {', '.join(cv.name for cv in record)}", "give each CV its own name")
+        plans: list[tuple[worker.BiasPlan | None, dict[str, float]]] = []
+        for i, one in enumerate(per_walker_biases(bias, n)):
+            missing = [] if one is None else [name for name in one.names if name not in cvs]
+            if missing:
+                raise DataError(f"the bias of walker {i} is on {missing[0]!r}, which is not in record{nearest(missing[0], cvs)}")
+            plans.append((None, {}) if one is None else worker.plan_bias(one, cvs))
+        return plans
+
+    def _trajectory(self, result: worker.WalkerResult, names: tuple[str, ...], stride: float, frame_every: int) -> Trajectory:
+        return Trajectory(
+            result.positions,
+            stride * max(1, frame_every),
+            result.velocities,
+            result.boxes,
+            self.topology,
+            Series(names, result.values, result.potential, stride),
+            result.last,
+            result.ended,
+        )
+
+    def _describe_failure(self, result: worker.WalkerResult, stride: float, frame_every: int) -> str:
+        record = len(result.potential) + 1
+        frame = f" (frame {(record - 1) // frame_every + 1})" if frame_every else ""
+        return f"walker {result.index} broke down before record {record}{frame}, t = {record * stride:g} ps: {result.failure}"
+
+
+def _positive(value: Any, unit: str, name: str) -> float:
+    number = convert(value, unit, name)
+    if number <= 0:
+        raise ConfigError(f"{name} = {value} is not positive", f'give something like "1 {unit}"')
+    return number

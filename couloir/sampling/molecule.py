@@ -155,7 +155,7 @@ class MolecularSystem:
 
         Parameters
         ----------
-        path : ``.pdb``, ``.cif`` or ``.mmcif`` file.
+        path : ``.pdb``, ``.cif`` or ``.mmcif`` file, also with ``.gz``.
         force_field : OpenMM force-field XML files, by path or by name in OpenMM's own collection.
         constraints : ``"none"``, ``"HBonds"``, ``"AllBonds"`` or ``"HAngles"``.  Water is rigid unless ``"none"``.
         nonbonded_cutoff : nm; None is no cutoff for an isolated molecule and 1 nm for a periodic one.

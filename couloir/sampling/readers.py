@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 import re
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ _PERIODIC_CUTOFF = 1.0
 
 
 def read_structure(path: Path) -> tuple[Any, Any]:
-    """Return the ``openmm.app`` topology and the positions (Quantity) of a PDB or mmCIF file.
+    """Return the ``openmm.app`` topology and the positions (Quantity) of a PDB or mmCIF file, or one compressed (``.gz``).
 
     Raises
     ------
@@ -29,9 +30,12 @@ def read_structure(path: Path) -> tuple[Any, Any]:
     from openmm import app
 
     _must_exist(path)
-    kind = app.PDBxFile if path.suffix.lower() in (".cif", ".mmcif") else app.PDBFile
+    compressed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem).suffix if compressed else path.suffix
+    kind = app.PDBxFile if suffix.lower() in (".cif", ".mmcif") else app.PDBFile
     with _reading(path, "structure file", "check that it is a PDB (or, with the suffix .cif, an mmCIF) file"):
-        structure = kind(str(path))
+        with gzip.open(path, "rt") if compressed else path.open() as file:
+            structure = kind(file)
     positions = structure.getPositions()
     atoms = list(structure.topology.atoms())
     if not atoms:
@@ -224,7 +228,7 @@ def _reading(path: Path, what: str, fix: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise DataError(f"cannot read {path} as a {what}: {error}".replace("a Amber", "an Amber"), fix) from error
+        raise DataError(f"cannot read the {what} {path}: {error}", fix) from error
 
 
 @contextmanager

@@ -1,0 +1,363 @@
+"""Seeding: physically valid starting structures in every window, proposed by a model, judged by physics.
+
+generate at the window's CV value -> gates on what can never be repaired -> restrained minimization -> thermalization in
+the window -> all gates -> choice.  Nothing is dropped silently: :class:`Seeds` counts what failed which gate, and a
+window that the model cannot reach falls back to the nearest physical structure, dragged, and says so.
+
+A seed claims no weight: windows must equilibrate from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.bias import HarmonicBias
+from couloir.errors import DataError, Finding, ModelError
+from couloir.sampling.engine import Engine, steps
+from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates
+from couloir.streams import integer_seed, stream
+from couloir.trajectory import Array, State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from couloir.sampling.umbrella import UmbrellaSampling
+
+THERMALIZATION_STEPS = 1000
+GATES = (*GEOMETRY_GATES, "energy", "cv")
+
+
+class ConditionalSampler(Protocol):
+    """Whatever proposes configurations at given CV values (``ConditionalSGM`` does)."""
+
+    def sample(self, cv_values: Any, n: int | None = None, *, seed: int) -> Array:
+        """Return positions (n, n_atoms, 3), one for each row of CV values."""
+        ...
+
+
+class SeedingEngine(Engine, Protocol):
+    """An engine that can also minimize and evaluate energies, as seeding needs."""
+
+    def minimize(
+        self, states: Sequence[State], *, bias: Sequence[HarmonicBias] | None = None, record: Sequence[CollectiveVariable] = ()
+    ) -> list[State]: ...
+    def energies(self, positions: Array) -> Array: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Seeds:
+    """Starting states for windows, and how they came about.
+
+    Attributes
+    ----------
+    states : one per seed, thermalized in its window.
+    windows : (n_seeds,) the window of each.
+    origins : ``"model"``, ``"dragged"`` or ``"given"`` for each.
+    tally : per window, how many candidates were generated, failed each gate (the first one they failed), passed.
+    findings : named warnings, e.g. windows where the model failed.
+    """
+
+    states: tuple[State, ...]
+    windows: npt.NDArray[np.int64]
+    origins: tuple[str, ...]
+    tally: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def by_window(self) -> dict[int, list[State]]:
+        """Return window number -> states."""
+        out: dict[int, list[State]] = {}
+        for window, state in zip(self.windows, self.states, strict=True):
+            out.setdefault(int(window), []).append(state)
+        return out
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per window: candidates, failures by gate, seeds by origin."""
+        import pandas as pd
+
+        n = int(self.windows.max()) + 1
+        counts = {kind: np.bincount(self.windows[[o == kind for o in self.origins]], minlength=n) for kind in ("model", "dragged")}
+        return pd.DataFrame({**self.tally, **{f"seeds from {kind}": c for kind, c in counts.items()}})
+
+    def table(self) -> str:
+        """Return the table as text, with the findings below it."""
+        return "\n".join([self.to_dataframe().to_string(index_names=False), *map(str, self.findings)])
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{self.origins.count(kind)} {kind}" for kind in ("model", "dragged", "given") if kind in self.origins)
+        return f"Seeds: {len(self)} in {len(set(self.windows.tolist()))} windows ({kinds})\n{self.table()}"
+
+
+def seed_windows(
+    model: ConditionalSampler,
+    engine: SeedingEngine,
+    windows: UmbrellaSampling,
+    per_window: int = 2,
+    *,
+    seed: int,
+    oversample: int = 3,
+    selection: Literal["diverse", "model"] = "diverse",
+    thermalization: Any = None,
+    reference: State | None = None,
+    fallback: Mapping[int, Sequence[State]] | None = None,
+    only: Sequence[int] | None = None,
+) -> Seeds:
+    """Propose, repair, judge and choose starting states for every window.
+
+    Parameters
+    ----------
+    per_window : seeds (walkers) per window; ``oversample`` times as many candidates are generated.
+    selection : ``"diverse"`` takes the structures furthest from each other, so that every mode the model proposes is
+        represented; ``"model"`` takes them as they come, which keeps the model's proportions between modes.
+    thermalization : time in the window before the last gates; default 1000 steps.
+    reference : a physical structure for the geometry gates; needed for molecules (default: ``engine.state``).
+    fallback : physical states by window, from which windows that the model cannot reach may be dragged.
+    only : seed these windows only.
+
+    Raises
+    ------
+    ModelError : nothing passed in any window and there is no fallback to drag from.
+    """
+    wanted = list(range(len(windows))) if only is None else list(only)
+    numbers = np.repeat(wanted, per_window * oversample)
+    raw = model.sample(windows.centers[numbers], seed=integer_seed(seed, "seeding"))
+    candidates = _Candidates(engine, windows, numbers, raw, _gates(engine, reference))
+    candidates.repair()
+    candidates.thermalize(thermalization, integer_seed(seed, "thermalization"))
+    chosen = candidates.choose(per_window, selection, seed)
+    states = [candidates.states[i] for i in chosen]
+    homes = [int(numbers[i]) for i in chosen]
+    origins = ["model"] * len(chosen)
+
+    missing = {w: per_window - homes.count(w) for w in wanted if homes.count(w) < per_window}
+    unreached = [w for w in missing if homes.count(w) == 0]
+    sources: dict[int, list[State]] = {w: list(s) for w, s in (fallback or {}).items()}
+    for window, state in zip(homes, states, strict=True):
+        sources.setdefault(window, []).append(state)
+    if missing and not sources:
+        failed = ", ".join(f"{gate}: {int(n.sum())}" for gate, n in candidates.tally().items() if n.sum() and gate in GATES)
+        raise ModelError(f"no generated structure passed the gates in any window ({failed})", "train longer, or give fallback states")
+    for window, state in dragged(engine, windows, sources, missing, seed=integer_seed(seed, "drag")):
+        states.append(state)
+        homes.append(window)
+        origins.append("dragged")
+    order = np.argsort(homes, kind="stable")
+    return Seeds(
+        tuple(states[i] for i in order), np.array(homes, dtype=np.int64)[order], tuple(origins[i] for i in order),
+        candidates.tally(), tuple(_findings(windows, unreached)),
+    )  # fmt: skip
+
+
+def dragged_seeds(
+    engine: SeedingEngine, windows: UmbrellaSampling, start: State, per_window: int = 1, *, seed: int, thermalization: Any = None
+) -> Seeds:
+    """Start every window the ordinary way: drag one structure from window to window along the CV.
+
+    Each window is started from its nearest neighbour's last structure; walkers are dragged independently.
+    """
+    values = np.array([cv.evaluate(start.positions)[0] for cv in windows.cvs])
+    nearest = int(np.argmin(windows.distance(windows.centers, values)))
+    states, homes = [], []
+    for k in range(per_window):
+        everywhere = dict.fromkeys(range(len(windows)), 1)
+        for w, state in dragged(
+            engine, windows, {nearest: [start]}, everywhere, seed=integer_seed(seed, "walker", k), duration=thermalization
+        ):
+            states.append(state)
+            homes.append(w)
+    order = np.argsort(homes, kind="stable")
+    return Seeds(tuple(states[i] for i in order), np.array(homes, dtype=np.int64)[order], ("dragged",) * len(states))
+
+
+def dragged(
+    engine: SeedingEngine,
+    windows: UmbrellaSampling,
+    sources: Mapping[int, Sequence[State]],
+    missing: Mapping[int, int],
+    *,
+    seed: int,
+    duration: Any = None,
+) -> list[tuple[int, State]]:
+    """Drag states to the windows ``missing`` (window -> how many) from the nearest windows that have some.
+
+    Windows are reached one neighbour at a time, nearest first, all windows at the same remove together; the bias moves
+    from the source's centre to the target's in steps of about one standard deviation of a window.
+    """
+    if not missing:
+        return []
+    have = {w: list(s) for w, s in sources.items()}
+    out: list[tuple[int, State]] = []
+    todo = dict(missing)
+    level = 0
+    while todo:
+        reach = {w: _nearest(windows, list(have), w) for w in todo}
+        far = {w: float(windows.distance(windows.centers[[h]], windows.centers[w])[0]) for w, h in reach.items()}
+        now = [w for w in todo if far[w] <= min(far.values()) + 1e-9]
+        jobs = [(w, have[reach[w]][k % len(have[reach[w]])], reach[w]) for w in now for k in range(todo[w])]
+        arrived = _drag(engine, windows, jobs, integer_seed(seed, level), duration)
+        for (w, _, _), state in zip(jobs, arrived, strict=True):
+            out.append((w, state))
+        for w in now:
+            have[w] = [state for (v, _, _), state in zip(jobs, arrived, strict=True) if v == w] + have.get(w, [])
+            del todo[w]
+        level += 1
+    return out
+
+
+def _drag(engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int, State, int]], seed: int, duration: Any) -> list[State]:
+    n_steps = THERMALIZATION_STEPS if duration is None else steps(duration, engine.time_step, "thermalization")
+    states = [state for _, state, _ in jobs]
+    begin = np.array([windows.centers[source] for _, _, source in jobs])
+    ways = np.array([windows.displacement(windows.centers[w] - b) for (w, _, _), b in zip(jobs, begin, strict=True)])
+    sigma = np.sqrt(engine.kT / np.array(windows.windows[0].force_constants))
+    n_moves = max(1, int(np.ceil(np.abs(ways / sigma).max())))
+    for move in range(1, n_moves + 1):
+        biases = [
+            HarmonicBias.on(windows.cvs, list(b + move / n_moves * way), list(windows.windows[w].force_constants))
+            for (w, _, _), b, way in zip(jobs, begin, ways, strict=True)
+        ]
+        if move == 1:
+            states = engine.minimize(states, bias=biases, record=windows.cvs)
+        length = (n_steps if move == n_moves else max(1, n_steps // 4)) * engine.time_step
+        seeds = [integer_seed(seed, move, i) for i in range(len(jobs))]
+        done = engine.propagate(states, duration=length, bias=biases, record=windows.cvs, seed=seeds)
+        states = [t.last for t in done if t.last is not None]
+    return states
+
+
+class _Candidates:
+    """Generated structures on their way through repair and gates; each remembers the first gate it failed."""
+
+    def __init__(
+        self, engine: SeedingEngine, windows: UmbrellaSampling, numbers: npt.NDArray[np.int64], raw: Array, gates: GeometryGates | None
+    ) -> None:
+        self.engine, self.windows, self.numbers, self.gates = engine, windows, numbers, gates
+        self.positions = np.asarray(raw, dtype=np.float64)
+        self.failed: list[str | None] = [None] * len(numbers)
+        self.states: dict[int, State] = {}
+
+    @property
+    def alive(self) -> list[int]:
+        return [i for i, gate in enumerate(self.failed) if gate is None]
+
+    def _judge(self, members: list[int], positions: Array, **tolerances: float) -> None:
+        finite = np.asarray(np.isfinite(positions).all(axis=(1, 2)))
+        checks = {"finite": finite} if self.gates is None else self.gates.check(positions, **tolerances)
+        for gate, passed in checks.items():
+            for i, ok in zip(members, passed, strict=True):
+                if not ok and self.failed[i] is None:
+                    self.failed[i] = gate
+
+    def repair(self) -> None:
+        """Drop what minimization cannot mend (handedness, cis/trans, torn bonds); minimize the rest in its window."""
+        self._judge(self.alive, self.positions, bond_tolerance=0.06, contact_scale=0.4)
+        members = self.alive
+        if not members:
+            return
+        states = [State(self.positions[i]) for i in members]
+        biases = [self.windows.windows[self.numbers[i]] for i in members]
+        minimized = self.engine.minimize(states, bias=biases, record=self.windows.cvs)
+        self.states = dict(zip(members, minimized, strict=True))
+        self._judge(members, np.array([state.positions for state in minimized]))
+
+    def thermalize(self, duration: Any, seed: int) -> None:
+        """Run the survivors in their windows, then apply every gate to where they ended."""
+        members = self.alive
+        if not members:
+            return
+        n_steps = THERMALIZATION_STEPS if duration is None else steps(duration, self.engine.time_step, "thermalization")
+        done = self.engine.propagate(
+            [self.states[i] for i in members],
+            duration=n_steps * self.engine.time_step,
+            bias=[self.windows.windows[self.numbers[i]] for i in members],
+            record=self.windows.cvs,
+            seed=[integer_seed(seed, i) for i in members],
+        )
+        self.states.update({i: t.last for i, t in zip(members, done, strict=True) if t.last is not None})
+        self._judge(members, np.array([self.states[i].positions for i in members]))
+        self._judge_energy(members)
+        self._judge_cv(members)
+
+    def _judge_energy(self, members: list[int]) -> None:
+        """A thermal structure is within 15 kT (a barrier) and six standard deviations of the typical energy."""
+        energies = self.engine.energies(np.array([self.states[i].positions for i in members]))
+        n_coordinates = self.positions[0].size
+        limit = np.median(energies) + self.engine.kT * (15 + 6 * np.sqrt(n_coordinates / 2))
+        for i, energy in zip(members, energies, strict=True):
+            if self.failed[i] is None and not energy <= limit:
+                self.failed[i] = "energy"
+
+    def _judge_cv(self, members: list[int]) -> None:
+        positions = np.array([self.states[i].positions for i in members])
+        values = np.stack([cv.evaluate(positions) for cv in self.windows.cvs], axis=1)
+        for i, value in zip(members, values, strict=True):
+            window = self.windows.windows[self.numbers[i]]
+            sigma = np.sqrt(self.engine.kT / np.array(window.force_constants))
+            if self.failed[i] is None and (np.abs(self.windows.displacement(value - window.centers)) > 5 * sigma).any():
+                self.failed[i] = "cv"
+
+    def choose(self, per_window: int, selection: str, seed: int) -> list[int]:
+        """Return the chosen candidates, window by window."""
+        chosen = []
+        for w in np.unique(self.numbers):
+            pool = [i for i in self.alive if self.numbers[i] == w]
+            order = [pool[k] for k in stream(seed, "choice", int(w)).permutation(len(pool))]
+            if selection == "diverse" and len(order) > per_window:
+                order = _furthest_apart(order, self._features(order), per_window)
+            chosen += order[:per_window]
+        return chosen
+
+    def _features(self, members: list[int]) -> Array:
+        """Coordinates of a toy system; distances between heavy atoms of a molecule, which need no alignment."""
+        positions = np.array([self.states[i].positions for i in members])
+        if self.gates is None:
+            return positions.reshape(len(members), -1)
+        from scipy.spatial.distance import pdist
+
+        heavy = [a.index for a in self.engine.topology.atoms if a.element is None or a.element.symbol != "H"]
+        return np.array([pdist(x[heavy]) for x in positions])
+
+    def tally(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Return, per window, candidates, failures by gate and passes."""
+        n = len(self.windows)
+        failed = np.array([gate or "passed" for gate in self.failed])
+        counts = {gate: np.bincount(self.numbers[failed == gate], minlength=n) for gate in (*GATES, "passed")}
+        return {"generated": np.bincount(self.numbers, minlength=n), **counts}
+
+
+def _gates(engine: SeedingEngine, reference: State | None) -> GeometryGates | None:
+    if engine.topology is None:
+        return None
+    structure = reference if reference is not None else getattr(engine, "state", None)
+    if structure is None:
+        raise DataError("the geometry gates need a physical structure", "give reference=molecule.state")
+    return GeometryGates.of(engine.topology, structure.positions)
+
+
+def _furthest_apart(members: list[int], features: Array, n: int) -> list[int]:
+    picked = [0]
+    nearest = np.linalg.norm(features - features[0], axis=1)
+    while len(picked) < n:
+        picked.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, np.linalg.norm(features - features[picked[-1]], axis=1))
+    return [members[k] for k in picked]
+
+
+def _nearest(windows: UmbrellaSampling, among: list[int], window: int) -> int:
+    return among[int(np.argmin(windows.distance(windows.centers[among], windows.centers[window])))]
+
+
+def _findings(windows: UmbrellaSampling, unreached: list[int]) -> list[Finding]:
+    if not unreached:
+        return []
+    where = ", ".join(f"{w} ({', '.join(f'{c:.2f}' for c in windows.centers[w])})" for w in unreached)
+    fix = "give the model data nearer to these windows (frontier rounds), or inspect which gate fails"
+    return [Finding("model-cannot-reach", f"every generated structure failed in window {where}; dragged ones are used instead", fix)]

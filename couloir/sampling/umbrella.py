@@ -1,0 +1,237 @@
+"""Umbrella sampling: harmonic windows along one or more CVs, run in parallel from given seeds, stored as they go.
+
+:mod:`couloir.sampling.chunks` says how they resume.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from couloir.analysis.samples import BiasedSamples
+from couloir.cv.base import CollectiveVariable, wrap
+from couloir.cv.bias import HarmonicBias
+from couloir.errors import DataError, nearest
+from couloir.sampling.chunks import ChunkedRun, record_steps
+from couloir.sampling.engine import Engine
+from couloir.store import Store
+from couloir.trajectory import Array, State
+from couloir.units import convert
+
+if TYPE_CHECKING:
+    from couloir.sampling.seeding import Seeds
+
+FRAME_RECORDS = 25
+
+
+class UmbrellaSampling:
+    """A set of harmonic windows along ``cvs``.
+
+    Parameters
+    ----------
+    cvs : the biased CV, or several.
+    windows : one bias per window, all on these CVs; see :meth:`grid` and :meth:`at`.
+
+    Raises
+    ------
+    DataError : there is no window, or a window biases other CVs.
+    """
+
+    def __init__(self, cvs: CollectiveVariable | Sequence[CollectiveVariable], windows: Sequence[HarmonicBias]) -> None:
+        self.cvs = (cvs,) if isinstance(cvs, CollectiveVariable) else tuple(cvs)
+        self.windows = tuple(windows)
+        self._run: ChunkedRun | None = None
+        if not self.windows:
+            raise DataError("umbrella sampling needs at least one window")
+        names = tuple(cv.name for cv in self.cvs)
+        for i, window in enumerate(self.windows):
+            if window.names != names:
+                raise DataError(f"window {i} biases {window.names}, the CVs are {names}")
+
+    @classmethod
+    def at(cls, cvs: CollectiveVariable | Sequence[CollectiveVariable], centers: Sequence[Any], force_constant: Any) -> UmbrellaSampling:
+        """Place windows at a list of centres (a number, or one number per CV), all with one force constant."""
+        along = (cvs,) if isinstance(cvs, CollectiveVariable) else tuple(cvs)
+        return cls(along, [HarmonicBias.on(along, center, force_constant) for center in centers])
+
+    @classmethod
+    def grid(
+        cls,
+        cvs: CollectiveVariable | Sequence[CollectiveVariable],
+        n_windows: int | Sequence[int],
+        force_constant: Any,
+        range: tuple[Any, Any] | Sequence[tuple[Any, Any]] | None = None,
+    ) -> UmbrellaSampling:
+        """Place windows evenly: over the whole period of a periodic CV, or over ``range`` (ends included).
+
+        Parameters
+        ----------
+        n_windows : a number, or one per CV (their grid is the product).
+        range : (low, high), or one per CV; required for CVs without a period, None for a whole period.
+
+        Raises
+        ------
+        DataError : a CV without a period has no range, or the range is empty or outside the period.
+        """
+        along = (cvs,) if isinstance(cvs, CollectiveVariable) else tuple(cvs)
+        numbers = [n_windows] * len(along) if isinstance(n_windows, int) else list(n_windows)
+        ranges: list[Any] = [range] if len(along) == 1 else list(range) if range is not None else [None] * len(along)
+        if len(numbers) != len(along) or len(ranges) != len(along):
+            raise DataError(f"{len(numbers)} window numbers and {len(ranges)} ranges for {len(along)} CVs")
+        axes = [_axis(cv, n, limits) for cv, n, limits in zip(along, numbers, ranges, strict=True)]
+        return cls.at(along, list(itertools.product(*axes)), force_constant)
+
+    @property
+    def centers(self) -> Array:
+        """Window centres, (n_windows, n_cvs)."""
+        return np.array([window.centers for window in self.windows])
+
+    def displacement(self, delta: Any) -> Array:
+        """Return differences of CV values (..., n_cvs) as their nearest images."""
+        delta = np.asarray(delta, dtype=np.float64)
+        return np.stack([wrap(delta[..., i], cv.period) for i, cv in enumerate(self.cvs)], axis=-1)
+
+    def distance(self, points: Array, origin: Array, kT: float = 1.0) -> Array:
+        """Return distances (n,) of points (n, n_cvs) from one origin in typical window widths, sqrt(kT / k) per CV."""
+        scale = np.sqrt(np.mean([window.force_constants for window in self.windows], axis=0) / kT)
+        return np.asarray(np.linalg.norm(self.displacement(points - origin) * scale, axis=-1))
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __str__(self) -> str:
+        k = np.array([window.force_constants for window in self.windows])
+        spans = [
+            f"{cv.name}: {self.centers[:, i].min():.3g} ... {self.centers[:, i].max():.3g} {cv.unit}, k = {k[:, i].min():g}"
+            + ("" if np.ptp(k[:, i]) == 0 else f" ... {k[:, i].max():g}")
+            for i, cv in enumerate(self.cvs)
+        ]
+        return f"UmbrellaSampling: {len(self)} windows; " + "; ".join(spans)
+
+    def run(
+        self,
+        engine: Engine,
+        seeds: Seeds | Mapping[int, Sequence[State]],
+        duration: Any,
+        *,
+        seed: int,
+        record: Sequence[CollectiveVariable] = (),
+        record_stride: Any = None,
+        store: Store | None = None,
+        name: str = "umbrella",
+    ) -> BiasedSamples:
+        """Run every seed in its window for ``duration``.
+
+        The same call on a store that already holds part of the work continues it; a longer duration appends.
+
+        Parameters
+        ----------
+        seeds : what :func:`seed_windows` returned, or window number -> starting states (one walker each).
+        duration : time per walker; rounded up to whole records.
+        record : further CVs to record.
+        record_stride : time between records; default 100 time steps.
+        store : where chunks go as they are finished; None keeps them in memory.
+        name : prefix of the series in the store.
+
+        Returns
+        -------
+        All rows sampled so far, the transients of each walker included (see ``analysis.equilibrated``).
+
+        Raises
+        ------
+        DataError : a window has no seed.
+        StoreError : the store holds a different run.
+        SimulationError : a walker blew up; everything finished before stays in the store.
+        """
+        walkers, states = _walkers(seeds, len(self))
+        extra = tuple(cv for cv in record if cv.name not in {c.name for c in self.cvs})
+        self._run = ChunkedRun(
+            engine=engine,
+            store=store or Store(),
+            name=name,
+            walkers=tuple(f"w{w:04d}/{k:03d}" for w, k in walkers),
+            states=states,
+            biases=tuple(self.windows[w] for w, _ in walkers),
+            record=self.cvs + extra,
+            record_steps=record_steps(engine, record_stride),
+            frame_records=FRAME_RECORDS,
+            seed=seed,
+        )
+        return self._until(self._run.n_records(duration))
+
+    def extend(self, samples: BiasedSamples, duration: Any) -> BiasedSamples:
+        """Run every walker of the last :meth:`run` for another ``duration``; returns old and new rows together.
+
+        Raises
+        ------
+        DataError : nothing has been run with this object yet.
+        """
+        if self._run is None:
+            raise DataError("there is nothing to extend", "call run first (with the same store it picks up where it was)")
+        return self._until(self._run.n_records(float(samples.time.max()) + convert(duration, "ps", "duration")))
+
+    def _until(self, n_records: int) -> BiasedSamples:
+        run = self._run
+        assert run is not None
+        run.advance(n_records, f"{len(self)} windows, {len(run.walkers)} walkers")
+        parts: dict[str, list[Any]] = {key: [] for key in ("values", "potential", "window", "walker", "time")}
+        for number, walker in enumerate(run.walkers):
+            chunks = run.chunks(walker)
+            values = np.concatenate([c["values"] for c in chunks])[:n_records]
+            parts["values"].append(values)
+            parts["potential"].append(np.concatenate([c["potential"] for c in chunks])[:n_records])
+            parts["window"].append(np.full(len(values), int(walker[1:5])))
+            parts["walker"].append(np.full(len(values), number))
+            parts["time"].append(run.record_stride * np.arange(1, len(values) + 1))
+        return BiasedSamples(
+            names=tuple(cv.name for cv in run.record),
+            units=tuple(cv.unit for cv in run.record),
+            periods=tuple(cv.period for cv in run.record),
+            biases=self.windows,
+            temperatures=np.full(len(self), run.engine.temperature),
+            **{key: np.concatenate(arrays) for key, arrays in parts.items()},
+        )
+
+
+def stored_frames(store: Store, name: str = "umbrella") -> tuple[Array, Array]:
+    """Return the configurations kept by an umbrella run: positions (n, n_atoms, 3) and their windows (n,)."""
+    positions, windows = [], []
+    for series in store.series(f"{name}/w"):
+        for chunk in store.chunks(series):
+            positions.append(chunk["positions"])
+            windows.append(np.full(len(chunk["positions"]), int(series.split("/")[-2][1:])))
+    if not positions:
+        raise DataError(f"the store has no frames of {name!r}{nearest(name, {s.split('/')[0] for s in store.series()})}")
+    return np.concatenate(positions).astype(np.float64), np.concatenate(windows)
+
+
+def _axis(cv: CollectiveVariable, n: int, limits: tuple[Any, Any] | None) -> Array:
+    if n < 1:
+        raise DataError(f"{n} windows along {cv.name}", "give at least one")
+    if limits is None:
+        if cv.period is None:
+            raise DataError(f"{cv.name} has no period, so its windows need a range", "give range=(low, high)")
+        return np.asarray(-cv.period / 2 + (np.arange(n) + 0.5) * cv.period / n)
+    low, high = (convert(x, cv.unit, "range") for x in limits)
+    if not low < high:
+        raise DataError(f"the range {low:g} ... {high:g} of {cv.name} is empty", "give range=(low, high) with low < high")
+    if cv.period is not None and (low < -cv.period / 2 - 1e-9 or high > cv.period / 2 + 1e-9):
+        raise DataError(
+            f"the range {low:g} ... {high:g} leaves the period of {cv.name}", f"values lie in [{-cv.period / 2:.4g}, {cv.period / 2:.4g})"
+        )
+    return np.linspace(low, high, n)
+
+
+def _walkers(seeds: Seeds | Mapping[int, Sequence[State]], n_windows: int) -> tuple[tuple[tuple[int, int], ...], tuple[State, ...]]:
+    by_window = seeds if isinstance(seeds, Mapping) else seeds.by_window()
+    outside = [w for w in by_window if not 0 <= w < n_windows]
+    if outside:
+        raise DataError(f"seeds are given for window {outside[0]}, but there are {n_windows} windows (0 ... {n_windows - 1})")
+    missing = [w for w in range(n_windows) if not by_window.get(w)]
+    if missing:
+        raise DataError(f"no seed for window {', '.join(map(str, missing))}", "give at least one starting state per window")
+    pairs = [(w, k) for w in range(n_windows) for k in range(len(by_window[w]))]
+    return tuple(pairs), tuple(by_window[w][k] for w, k in pairs)

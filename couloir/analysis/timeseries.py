@@ -1,0 +1,168 @@
+"""How many independent samples a time series holds, where it is in equilibrium, and whether walkers agree.
+
+The statistical inefficiency is ``g = 1 + 2 sum_t (1 - t/n) C(t)`` (Chodera et al., J. Chem. Theory Comput. 3, 26
+(2007), eq. 20); ``n/g`` samples are effectively independent.  The correlation of a periodic CV is that of its point on
+the circle, (cos, sin), so nothing happens at the period's edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from couloir.analysis.samples import BiasedSamples, IntArray
+from couloir.errors import DataError
+from couloir.trajectory import Array
+
+_GRID = np.concatenate([np.arange(0.0, 0.5, 0.02), np.arange(0.5, 0.96, 0.05)])
+_LONG = 4096
+
+
+@dataclass(frozen=True)
+class WalkerEquilibration:
+    """Where one walker reaches equilibrium: rows to drop, statistical inefficiency of the rest, and their number."""
+
+    window: int
+    walker: int
+    discarded: int
+    inefficiency: float
+    kept: int
+
+    @property
+    def n_effective(self) -> float:
+        """Number of effectively independent rows kept."""
+        return self.kept / self.inefficiency
+
+
+def on_circle(values: Array, period: float | None) -> Array:
+    """Return values (n,) as points in which distance is plain: (n, 1), or (n, 2) on the unit circle when periodic."""
+    if period is None:
+        return np.asarray(values, dtype=float)[:, None]
+    angle = 2 * np.pi * np.asarray(values, dtype=float) / period
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def statistical_inefficiency(series: Array, period: float | None = None) -> float:
+    """Return the statistical inefficiency g >= 1 of a series (n,), in rows.
+
+    The sum of the correlation function ends where it first drops to zero.
+
+    Raises
+    ------
+    DataError : the series is empty.
+    """
+    points = on_circle(series, period)
+    n = len(points)
+    if n == 0:
+        raise DataError("a time series without values has no statistical inefficiency")
+    points = points - points.mean(axis=0)
+    variance = float((points**2).sum())
+    if n < 4 or variance <= 1e-24 * n * (1.0 + float(np.abs(np.asarray(series)).max()) ** 2):
+        return 1.0
+    size = 1 << (2 * n - 1).bit_length()
+    power = (np.abs(np.fft.rfft(points, size, axis=0)) ** 2).sum(axis=1)
+    # The transform gives sum_i x_i x_{i+t}; dividing by n (not n - t) is the (1 - t/n) of the formula.
+    correlation = np.fft.irfft(power, size)[1:n] / variance
+    negative = np.flatnonzero(correlation <= 0)
+    end = int(negative[0]) if len(negative) else n - 1
+    return max(1.0, 1.0 + 2.0 * float(correlation[:end].sum()))
+
+
+def detect_equilibration(series: Array, period: float | None = None) -> tuple[int, float]:
+    """Return (t0, g): drop the first ``t0`` values (n,), and the rest has statistical inefficiency ``g``.
+
+    ``t0`` maximizes the number of effective samples (n - t0)/g(t0) over a grid of 35 starts (Chodera, J. Chem. Theory
+    Comput. 12, 1799 (2016), eq. 9).  Long series are thinned for the search only.
+
+    Raises
+    ------
+    DataError : the series is empty.
+    """
+    series = np.asarray(series, dtype=float)
+    stride = max(1, len(series) // _LONG)
+    thin = series[::stride]
+    starts = np.unique((_GRID * len(thin)).astype(int))
+    n_effective = [(len(thin) - t) / statistical_inefficiency(thin[t:], period) for t in starts]
+    t0 = int(starts[int(np.argmax(n_effective))]) * stride
+    return t0, statistical_inefficiency(series[t0:], period)
+
+
+def walkers(samples: BiasedSamples) -> Iterator[tuple[int, int, IntArray]]:
+    """Yield (window, walker, rows in time order) of every walker; one that changes window counts once in each."""
+    order = np.lexsort((samples.time, samples.walker, samples.window))
+    key = np.stack([samples.window[order], samples.walker[order]])
+    edges = np.flatnonzero((np.diff(key, axis=1) != 0).any(axis=0)) + 1
+    for rows in np.split(order, edges):
+        yield int(samples.window[rows[0]]), int(samples.walker[rows[0]]), rows
+
+
+def inefficiencies(samples: BiasedSamples) -> Array:
+    """Return the statistical inefficiency of each window (n_windows,): the worst of its walkers and recorded CVs; NaN when empty."""
+    g = np.full(samples.n_windows, np.nan)
+    for window, _, rows in walkers(samples):
+        worst = max(statistical_inefficiency(samples.values[rows, c], p) for c, p in enumerate(samples.periods))
+        g[window] = np.nanmax([g[window], worst])
+    return g
+
+
+def equilibration(samples: BiasedSamples) -> list[WalkerEquilibration]:
+    """Return where each walker reaches equilibrium, judged by the slowest of all recorded CVs."""
+    table = []
+    for window, walker, rows in walkers(samples):
+        found = [detect_equilibration(samples.values[rows, c], p) for c, p in enumerate(samples.periods)]
+        t0 = max(t for t, _ in found)
+        kept = rows[t0:]
+        g = max(statistical_inefficiency(samples.values[kept, c], p) for c, p in enumerate(samples.periods))
+        table.append(WalkerEquilibration(window, walker, t0, g, len(kept)))
+    return table
+
+
+def equilibrated(samples: BiasedSamples, table: list[WalkerEquilibration] | None = None) -> BiasedSamples:
+    """Return the samples without each walker's own transient.
+
+    Parameters
+    ----------
+    samples : anything recorded.
+    table : what :func:`equilibration` found, to save finding it again.
+    """
+    drop = {(w.window, w.walker): w.discarded for w in (equilibration(samples) if table is None else table)}
+    keep = np.ones(len(samples), dtype=bool)
+    for window, walker, rows in walkers(samples):
+        keep[rows[: drop.get((window, walker), 0)]] = False
+    return samples.select(keep)
+
+
+def between_walkers(samples: BiasedSamples) -> Array:
+    """Return the potential scale reduction of each CV in each window, (n_windows, n_cvs); NaN with fewer than two walkers.
+
+    ``R² = 1 + B/W``: variance of the walkers' means against their mean variance within (Gelman & Rubin, Stat. Sci. 7,
+    457 (1992)), after subtracting from B what means of n/g independent samples differ by anyway.  1 where walkers sample
+    the same distribution; large where a hidden barrier keeps them apart.
+    """
+    out = np.full((samples.n_windows, len(samples.names)), np.nan)
+    groups: dict[int, list[IntArray]] = {}
+    for window, _, rows in walkers(samples):
+        groups.setdefault(window, []).append(rows)
+    for window, members in groups.items():
+        if len(members) < 2:
+            continue
+        for c, period in enumerate(samples.periods):
+            out[window, c] = _scale_reduction([samples.values[rows, c] for rows in members], period)
+    return out
+
+
+def _scale_reduction(parts: list[Array], period: float | None) -> float:
+    points = [on_circle(x, period) for x in parts]
+    means = np.stack([p.mean(axis=0) for p in points])
+    within = np.array([p.var(axis=0).sum() for p in points])
+    n_effective = np.array([len(x) / statistical_inefficiency(x, period) for x in parts])
+    # Means are weighted by their effective samples, so that a short walker cannot raise an alarm by its noise.
+    share = n_effective / n_effective.sum()
+    spread = float((share[:, None] * (means - share @ means) ** 2).sum()) * len(parts) / (len(parts) - 1)
+    noise = float((within / np.maximum(n_effective, 1.0)) @ share)
+    scale = float(share @ within)
+    if scale <= 1e-24:
+        return 1.0 if spread <= 1e-24 else np.inf
+    return float(np.sqrt(1.0 + max(0.0, spread - noise) / scale))

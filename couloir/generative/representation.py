@@ -272,6 +272,7 @@ class Cartesian(Representation):
             atoms = heavy if len(heavy) >= 3 else range(topology.n_atoms)
         self.atoms = None if atoms is None else np.asarray(atoms, dtype=np.int64)
         self.isotropic = isotropic
+        self._reference: Array | None = None
         self._mean: Array | None = None
         self._scale: Array | None = None
 
@@ -293,27 +294,27 @@ class Cartesian(Representation):
         atoms = np.arange(n_atoms) if self.atoms is None else self.atoms
         if len(atoms) < 3 or atoms.min() < 0 or atoms.max() >= n_atoms:
             raise DataError(f"cannot align on atoms {atoms.tolist()} of {n_atoms}", "give at least three atom indices of the molecule")
-        mean = frames[0] - frames[0][atoms].mean(axis=0)
+        reference = frames[0]
         for _ in range(3):  # the mean moves little once frames are aligned to a mean
-            aligned = align(frames, mean, atoms)
-            mean = aligned.mean(axis=0)
-            mean = mean - mean[atoms].mean(axis=0)
-        aligned = align(frames, mean, atoms).reshape(len(frames), -1)
-        scale = (aligned - mean.ravel()).std(axis=0)
+            reference = align(frames, reference, atoms).mean(axis=0)
+        aligned = align(frames, reference, atoms).reshape(len(frames), -1)
+        mean, scale = aligned.mean(axis=0), aligned.std(axis=0)
         if self.isotropic:
             scale = np.full_like(scale, np.sqrt((scale**2).mean()))
         require_variation(scale, 0.0, [f"{'xyz'[i % 3]} of atom {i // 3}" for i in range(len(scale))])
-        fitted = Cartesian(None, atoms, self.isotropic)
-        fitted.n_atoms, fitted._mean, fitted._scale = n_atoms, mean.ravel(), scale
+        fitted = Cartesian(None, atoms.tolist(), self.isotropic)
+        fitted.n_atoms, fitted._reference, fitted._mean, fitted._scale = n_atoms, reference, mean, scale
         return fitted
 
     def encode(self, positions: Array) -> Array:
-        mean, scale, atoms = self._learned()
-        aligned = align(as_frames(positions, (self.dimension // 3, 3)), mean.reshape(-1, 3), atoms)
+        mean, scale = self._learned()
+        if self._reference is None or self.atoms is None:
+            raise not_fitted(self)
+        aligned = align(as_frames(positions, (self.dimension // 3, 3)), self._reference, self.atoms)
         return (aligned.reshape(len(aligned), -1) - mean) / scale
 
     def decode(self, x: Array) -> Array:
-        mean, scale, _ = self._learned()
+        mean, scale = self._learned()
         return (as_vectors(x, self.dimension) * scale + mean).reshape(-1, self.dimension // 3, 3)
 
     def log_volume(self, x: Array) -> Array:
@@ -323,28 +324,31 @@ class Cartesian(Representation):
         return None
 
     def standardize(self, index: int, values: Array) -> Array:
-        mean, scale, _ = self._learned()
-        return (np.asarray(values, dtype=np.float64) - mean[index]) / scale[index]
+        mean, scale = self._learned()
+        return np.asarray((np.asarray(values, dtype=np.float64) - mean[index]) / scale[index])
 
     def to_dict(self) -> dict[str, Any]:
         atoms = None if self.atoms is None else self.atoms.tolist()
         return {"kind": "cartesian", "n_atoms": self.n_atoms, "atoms": atoms, "isotropic": self.isotropic}
 
     def arrays(self) -> dict[str, Array]:
-        return {} if self._mean is None or self._scale is None else {"mean": self._mean, "scale": self._scale}
+        if self._reference is None:
+            return {}
+        mean, scale = self._learned()
+        return {"reference": self._reference, "mean": mean, "scale": scale}
 
     @classmethod
     def restore(cls, data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Cartesian:
         restored = cls(None, data["atoms"], data["isotropic"])
         restored.n_atoms = data["n_atoms"]
         if arrays:
-            restored._mean, restored._scale = arrays["mean"], arrays["scale"]
+            restored._reference, restored._mean, restored._scale = arrays["reference"], arrays["mean"], arrays["scale"]
         return restored
 
-    def _learned(self) -> tuple[Array, Array, npt.NDArray[np.int64]]:
-        if self._mean is None or self._scale is None or self.atoms is None:
+    def _learned(self) -> tuple[Array, Array]:
+        if self._mean is None or self._scale is None:
             raise not_fitted(self)
-        return self._mean, self._scale, self.atoms
+        return self._mean, self._scale
 
     def __str__(self) -> str:
         return f"Cartesian: {self.n_atoms or '?'} atoms{'' if self._mean is not None else ', not fitted'}"

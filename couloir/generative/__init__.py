@@ -1,1 +1,20 @@
-"""What to propose: noise schedules, solvers, training, networks and the models."""
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Cartesian": "representation",
+    "InternalCoordinates": "internal",
+    "Representation": "representation",
+    "Vector": "representation",
+    "representation_from": "representation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -153,7 +153,7 @@ class InternalCoordinates(Representation):
         """Return one row per bond, angle and torsion.
 
         Columns: ``kind``, ``atoms`` (indices), ``label`` (names), ``behaviour`` (``"linear"``, ``"circular"`` or
-        ``"fixed"``), ``index`` (the coordinate of x, -1 when fixed), ``mean`` and ``scale`` (nm or rad).
+        ``"fixed"``), ``index`` (the coordinate of x, -1 when fixed), ``mean`` and ``scale`` (nm or rad; scale 0 when fixed).
         """
         import pandas as pd
 
@@ -168,7 +168,7 @@ class InternalCoordinates(Representation):
                 "behaviour": np.where(self._fixed, "fixed", np.where(circular, "circular", "linear")),
                 "index": np.where(self._fixed, -1, np.cumsum(~self._fixed) - 1),
                 "mean": mean,
-                "scale": scale,
+                "scale": np.where(self._fixed, 0.0, scale),
             }
         )
 

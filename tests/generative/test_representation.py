@@ -231,8 +231,8 @@ def test_a_wanted_torsion_changes_the_tree(pdb):
     assert representation.coordinate_of(PHI) is None
 
 
-def test_every_backbone_torsion_of_a_branched_ring_peptide_tree_is_kept():
-    # a six-ring with a tail of four heavy atoms: the tail torsion asked for is a coordinate although the tree starts elsewhere
+def test_torsions_asked_for_are_coordinates_wherever_the_tree_starts():
+    # a six-ring with a branched tail, asked for torsions that run towards the middle, away from it and beside the ring
     bonds = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0), (2, 6), (6, 7), (7, 8), (7, 9)]
     for wanted in ((2, 6, 7, 9), (8, 7, 6, 2), (1, 2, 6, 7), (3, 2, 6, 7)):
         matrix = build(bonds, np.ones(10, dtype=bool), [wanted])
@@ -240,6 +240,18 @@ def test_every_backbone_torsion_of_a_branched_ring_peptide_tree_is_kept():
         assert {wanted, wanted[::-1]} & rows
         frames = np.random.default_rng(0).standard_normal((3, 10, 3))
         assert np.abs(pair_distances(place(*measure(frames, matrix), matrix)) - pair_distances(frames)).max() < 1e-9
+
+
+def test_every_backbone_torsion_of_a_protein_is_a_coordinate_without_being_named():
+    from mdtraj.geometry import dihedral
+    from openmm import app
+
+    protein = md.load(str(Path(app.__file__).parent / "data" / "test.pdb"))  # 35 residues, rings and a proline among them
+    protein = protein.atom_slice(protein.topology.select("protein"))
+    representation = InternalCoordinates(protein.topology)
+    rows = [r for table in (dihedral.indices_phi, dihedral.indices_psi, dihedral.indices_omega) for r in table(protein.topology).tolist()]
+    assert len(rows) > 90
+    assert all(representation.coordinate_of(Dihedral(atoms=tuple(row), name="torsion")) is not None for row in rows)
 
 
 @pytest.mark.parametrize("kind", ["internal", "cartesian", "isotropic", "vector"])

@@ -181,9 +181,7 @@ def bin_states(
     return BinnedStates(index, means, (*names, "potential") if energies else names, reduced, target, samples.counts.astype(float))
 
 
-def solve_connected(
-    states: BinnedStates, samples: BiasedSamples, *, tolerance: float = 1e-8
-) -> tuple[Sets, DualSolution, Array]:
+def solve_connected(states: BinnedStates, samples: BiasedSamples, *, tolerance: float = 1e-8) -> tuple[Sets, DualSolution, Array]:
     """Solve once for all windows, find the sets that share samples, solve those apart when there are several.
 
     Returns

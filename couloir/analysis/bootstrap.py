@@ -1,0 +1,125 @@
+"""Replicas of an estimate by a block bootstrap that keeps windows apart and respects correlation in time.
+
+Blocks of every window (several correlation times long, at most 100 a window) get random weights that sum to their number:
+a Bayesian bootstrap (Rubin, Ann. Stat. 9, 130 (1981)) whose Dirichlet parameter (n - 2)/n makes the variance of a mean over n blocks
+exactly the unbiased s²/n, where weights drawn like resampled indices give (n - 1)/n of it: for two walkers, half.
+Walkers that disagree, or are eight or more in a window, are resampled whole: then the spread between them is the error,
+whatever blocks within one say.  Each replica solves WHAM again on the weighted bins, so the error of the windows' offsets is included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from couloir.analysis.overlap import Sets
+from couloir.analysis.samples import BiasedSamples, IntArray
+from couloir.analysis.timeseries import between_walkers, inefficiencies, walkers
+from couloir.analysis.wham import BinnedStates, set_of_windows, solve_dual
+from couloir.streams import stream
+from couloir.trajectory import Array
+
+MOST_BLOCKS = 100
+"""Blocks per window: enough for a standard error good to 7 %."""
+BLOCK_LENGTH = 5
+"""Length of a block in statistical inefficiencies."""
+MANY_WALKERS = 8
+DISAGREE = 1.1
+"""Potential scale reduction above which walkers are taken to sample different distributions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """The units of resampling: ``block`` (n_rows,) of each row, ``window`` (n_blocks,) of each block."""
+
+    block: IntArray
+    window: IntArray
+
+    def draw(self, rng: np.random.Generator) -> Array:
+        """Return random weights (n_blocks,) that average to 1 in every window."""
+        out = np.ones(len(self.window))
+        for window in np.unique(self.window):
+            members = np.flatnonzero(self.window == window)
+            n = len(members)
+            if n == 2:
+                out[members] = rng.permutation([0.0, 2.0])
+            elif n > 2:
+                out[members] = n * rng.dirichlet(np.full(n, (n - 2) / n))
+        return out
+
+
+def make_blocks(samples: BiasedSamples, inefficiency: Array | None = None) -> Blocks:
+    """Return blocks of each window: pieces of its walkers, or whole walkers (see the module's text)."""
+    g = inefficiencies(samples) if inefficiency is None else inefficiency
+    # A CV without a second walker has no say (NaN).
+    disagree = np.nan_to_num(between_walkers(samples), nan=1.0).max(axis=1) > DISAGREE
+    block = np.empty(len(samples), dtype=np.int64)
+    window: list[int] = []
+    groups: dict[int, list[IntArray]] = {}
+    for w, _, rows in walkers(samples):
+        groups.setdefault(w, []).append(rows)
+    for w, members in groups.items():
+        whole = len(members) > 1 and (len(members) >= MANY_WALKERS or bool(disagree[w]))
+        n_rows = sum(len(rows) for rows in members)
+        length = max(BLOCK_LENGTH * g[w], n_rows / MOST_BLOCKS)
+        for rows in members:
+            n = 1 if whole else max(1, int(len(rows) / length))
+            if len(members) == 1 and not whole:
+                n = max(n, min(2, len(rows)))
+            block[rows] = len(window) + (np.arange(len(rows)) * n) // len(rows)
+            window += [w] * n
+    return Blocks(block, np.array(window, dtype=np.int64))
+
+
+def replicas(
+    samples: BiasedSamples,
+    states: BinnedStates,
+    sets: Sets,
+    start: Array,
+    cell: IntArray,
+    n_cells: int,
+    *,
+    n: int,
+    seed: int,
+    fixed: Array | None = None,
+) -> Array:
+    """Return ``n`` replicas of the probability of each cell, (n, n_cells); each sums to (at most) 1.
+
+    Parameters
+    ----------
+    states, sets, start : the binned problem, its connected sets and its solution (n_windows,), where each replica starts.
+    cell : (n_rows,) the cell each row falls in; negative for rows outside of all.
+    n_cells : number of cells.
+    seed : of the random weights.
+    fixed : (n_rows,) weights of rows that replicas keep, instead of solving again.
+    """
+    blocks = make_blocks(samples)
+    rng = stream(seed, "bootstrap")
+    owner = set_of_windows(sets, samples.n_windows)[samples.window]
+    n_bins = len(states.means)
+    bin_key, bin_weight = _pairs(blocks.block, owner * n_bins + states.index, len(sets) * n_bins, fixed)
+    inside = np.flatnonzero(cell >= 0)
+    middle = owner[inside] * n_bins + states.index[inside]
+    triple = blocks.block[inside] * (len(sets) * n_bins) + middle
+    cell_key, cell_weight = _pairs(triple, cell[inside], n_cells, None if fixed is None else fixed[inside])
+    triple_block, triple_bin = np.divmod(cell_key // n_cells, len(sets) * n_bins)
+    triple_cell = cell_key % n_cells
+    out = np.empty((n, n_cells))
+    for i in range(n):
+        w = blocks.draw(rng)
+        if fixed is not None:
+            total = np.bincount(bin_key // (len(sets) * n_bins), bin_weight, len(w)) @ w
+            out[i] = np.bincount(triple_cell, cell_weight * w[triple_block], n_cells) / total
+            continue
+        counts = np.bincount(bin_key % (len(sets) * n_bins), bin_weight * w[bin_key // (len(sets) * n_bins)], len(sets) * n_bins)
+        solution = solve_dual(states, counts.reshape(len(sets), n_bins), sets, start=start, tolerance=1e-4)
+        weights = np.exp(solution.log_weights).ravel()
+        out[i] = np.bincount(triple_cell, cell_weight * w[triple_block] * weights[triple_bin], n_cells)
+    return out
+
+
+def _pairs(first: IntArray, second: IntArray, n_second: int, weights: Array | None) -> tuple[IntArray, Array]:
+    """Return the distinct pairs as ``first * n_second + second`` and how many rows (or how much weight) each has."""
+    key, inverse = np.unique(first * n_second + second, return_inverse=True)
+    return key, np.bincount(inverse, weights, len(key)).astype(float)

@@ -1,0 +1,135 @@
+"""From biased samples to a free-energy surface along any one or two recorded CVs, with bootstrap error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from couloir.analysis.bootstrap import replicas
+from couloir.analysis.diagnostics import surface_findings, window_findings
+from couloir.analysis.mbar import MbarResult, mbar, target_temperature
+from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.surface import ALANINE_BASINS, FreeEnergySurface, make_grid
+from couloir.analysis.timeseries import inefficiencies
+from couloir.analysis.wham import WhamResult, bin_states, solve_connected, wham
+from couloir.errors import DataError, nearest
+from couloir.trajectory import Array
+from couloir.units import GAS_CONSTANT
+
+
+def free_energy_surface(
+    samples: BiasedSamples,
+    along: Any,
+    *,
+    estimator: Literal["wham", "mbar"] = "wham",
+    bins: Any = None,
+    limits: Any = None,
+    n_bootstrap: int = 100,
+    seed: int = 0,
+    temperature: Any = None,
+    weights: WhamResult | MbarResult | Array | None = None,
+    basins: Mapping[str, Any] | None = None,
+) -> FreeEnergySurface:
+    """Return the free energy along recorded CVs, with standard errors.
+
+    The standard error is that of a block bootstrap in which every replica solves WHAM again (see
+    :mod:`couloir.analysis.bootstrap`).  MBAR's point estimate carries the same error bars: the two solve the same
+    equations on the same data and differ by far less than the error.  Where temperatures differ, the replicas' bins
+    include the potential energy.
+
+    Parameters
+    ----------
+    samples : windows with whatever was recorded in them.
+    along : one CV or a pair, as CVs or names; need not be biased.
+    estimator : ``"wham"`` or ``"mbar"``.
+    bins, limits : of the surface's grid, per CV (see :meth:`couloir.analysis.grid.Grid.over`).
+    n_bootstrap : replicas; 0 for no error bars.
+    seed : of the bootstrap.
+    temperature : to reweight to (K or text); default that of the first window.
+    weights : an estimate made before, or weights (n_rows,) of the rows that are taken as exactly known.
+    basins : names for ranges or regions, for ``barrier`` and ``difference``.
+
+    Raises
+    ------
+    DataError : a CV was not recorded, temperatures need energies that were not recorded, or weights do not fit.
+    """
+    grid = make_grid(samples, along, bins, limits)
+    target, energies = target_temperature(samples, _given_temperature(weights, temperature))
+    kT = GAS_CONSTANT * target
+    row_weights, name, fixed = _weights(samples, estimator, weights, target, energies)
+    cell = grid.cells(samples)
+    n_cells = int(np.prod(grid.shape))
+    inside = cell >= 0
+    mass = np.bincount(cell[inside], row_weights[inside], n_cells)
+    if not mass.sum() > 0:
+        raise DataError(f"no sample lies on the grid along {', '.join(grid.names)}", "check limits")
+    with np.errstate(divide="ignore"):
+        raw = -kT * np.log(mass / mass.sum())
+    free = np.where(np.isfinite(raw), raw, np.nan).reshape(grid.shape)
+    lowest = float(np.nanmin(free))
+    g = inefficiencies(samples)
+    draws = np.empty((0, n_cells))
+    if n_bootstrap > 0:
+        states = bin_states(samples, temperature=target, energies=energies)
+        sets, solution, _ = solve_connected(states, samples)
+        draws = replicas(
+            samples, states, sets, solution.free_energies, cell, n_cells, n=n_bootstrap, seed=seed, fixed=row_weights if fixed else None
+        )
+    replica = _replica_surfaces(draws, kT, lowest).reshape(-1, *grid.shape)
+    n_effective = _effective(cell, row_weights, g[samples.window], n_cells).reshape(grid.shape)
+    columns = [samples.column(n) for n in grid.names]
+    known = ALANINE_BASINS if grid.names[0] == "phi" and grid.periods[0] is not None else {}
+    return FreeEnergySurface(
+        names=grid.names, units=tuple(samples.units[c] for c in columns), periods=grid.periods, grid=grid.centers,
+        free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT, estimator=name, replicas=replica,
+        n_effective=n_effective, findings=window_findings(samples, g) + surface_findings(grid, free - lowest, n_effective, kT),
+        basins={**known, **(basins or {})},
+    )  # fmt: skip
+
+
+def _given_temperature(weights: WhamResult | MbarResult | Array | None, temperature: Any) -> Any:
+    return weights.temperature if isinstance(weights, MbarResult) and temperature is None else temperature
+
+
+def _weights(
+    samples: BiasedSamples, estimator: str, given: WhamResult | MbarResult | Array | None, temperature: float, energies: bool
+) -> tuple[Array, str, bool]:
+    """Return weights (n_rows,), what made them, and whether replicas must keep them."""
+    if given is not None:
+        weights = np.asarray(given if isinstance(given, np.ndarray) else given.weights, dtype=float)
+        if weights.shape != (len(samples),) or not np.isfinite(weights).all() or weights.min() < 0:
+            raise DataError(f"weights of shape {weights.shape} for {len(samples)} rows", "give one finite weight >= 0 per row")
+        name = {WhamResult: "wham", MbarResult: "mbar"}.get(type(given), "given weights")
+        return weights, name, isinstance(given, np.ndarray)
+    if estimator == "wham":
+        if energies:
+            raise DataError("WHAM cannot reweight in temperature", 'use estimator="mbar"')
+        return wham(samples).weights, "wham", False
+    if estimator == "mbar":
+        return mbar(samples, temperature=temperature).weights, "mbar", False
+    raise DataError(f"unknown estimator {estimator!r}{nearest(estimator, ['wham', 'mbar'])}")
+
+
+def _replica_surfaces(draws: Array, kT: float, lowest: float) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        f = -kT * np.log(draws / draws.sum(axis=1, keepdims=True)) - lowest
+    return np.where(np.isfinite(f), f, np.nan)
+
+
+def _spread(replica: Array, sampled: Any) -> Array:
+    """Return the standard deviation over replicas; NaN where fewer than half of them have samples."""
+    enough = np.isfinite(replica).sum(axis=0) >= max(2, 0.5 * len(replica))
+    out = np.full(replica.shape[1:], np.nan)
+    use = enough & sampled
+    out[use] = np.nanstd(replica[:, use], axis=0, ddof=1)
+    return out
+
+
+def _effective(cell: Any, weights: Array, g: Array, n_cells: int) -> Array:
+    """Return Kish's effective sample size of each cell with every row counted as 1/g of an independent one."""
+    inside = cell >= 0
+    first = np.bincount(cell[inside], weights[inside], n_cells)
+    second = np.bincount(cell[inside], weights[inside] ** 2 * g[inside], n_cells)
+    return np.divide(first**2, second, out=np.zeros(n_cells), where=second > 0)

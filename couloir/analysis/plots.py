@@ -1,0 +1,105 @@
+"""Figures: surfaces with their error bands, window histograms, overlap, convergence.  Work without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from couloir.analysis.surface import FreeEnergySurface
+from couloir.trajectory import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from couloir.analysis.samples import BiasedSamples
+
+_LINE = "#1f4e79"
+
+
+def _axes(ax: Axes | None, size: tuple[float, float] = (6.0, 4.0)) -> Axes:
+    if ax is not None:
+        return ax
+    # A Figure of its own, outside pyplot: needs no display and is freed with its last reference.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained").subplots()
+
+
+def label(name: str, unit: str) -> str:
+    """Return an axis label: the name, with its unit when it has one."""
+    return f"{name} [{unit}]" if unit else name
+
+
+def plot_surface(surface: FreeEnergySurface, ax: Axes | None = None) -> Axes:
+    """Draw a 1-D surface with its 95 % band, or a 2-D one as filled contours; returns the axes."""
+    return _line(surface, _axes(ax)) if len(surface.grid) == 1 else _contours(surface, _axes(ax, (6.0, 5.0)))
+
+
+def _line(surface: FreeEnergySurface, ax: Axes) -> Axes:
+    x, f, e = surface.grid[0], surface.free_energy, np.nan_to_num(surface.standard_error)
+    ax.fill_between(x, f - 1.96 * e, f + 1.96 * e, color=_LINE, alpha=0.25, linewidth=0, label="95 %")
+    ax.plot(x, f, color=_LINE, linewidth=1.6, label=surface.estimator)
+    ax.set_xlabel(label(surface.names[0], surface.units[0]))
+    ax.set_ylabel(label("free energy", surface.unit))
+    if surface.periods[0] is not None:
+        ax.set_xlim(-surface.periods[0] / 2, surface.periods[0] / 2)
+    ax.legend(frameon=False)
+    return ax
+
+
+def _contours(surface: FreeEnergySurface, ax: Axes) -> Axes:
+    top = float(min(np.nanmax(surface.free_energy), 16 * surface.kT))
+    f = np.ma.masked_invalid(np.minimum(surface.free_energy, top)).T
+    drawn = ax.contourf(*surface.grid, f, levels=np.linspace(0.0, max(top, 1e-9), 17), cmap="viridis")
+    ax.figure.colorbar(drawn, ax=ax, label=label("free energy", surface.unit))
+    ax.set_xlabel(label(surface.names[0], surface.units[0]))
+    ax.set_ylabel(label(surface.names[1], surface.units[1]))
+    return ax
+
+
+def plot_windows(samples: BiasedSamples, name: str, ax: Axes | None = None, bins: int = 200) -> Axes:
+    """Draw the histogram of one CV in every window; returns the axes."""
+    import matplotlib
+
+    ax = _axes(ax)
+    x = samples[name]
+    period = samples.periods[samples.column(name)]
+    limits = (float(x.min()), float(x.max())) if period is None else (-period / 2, period / 2)
+    edges = np.linspace(*limits, bins + 1)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 1, samples.n_windows))
+    for k in range(samples.n_windows):
+        counts, _ = np.histogram(x[samples.window == k], edges)
+        ax.stairs(counts, edges, color=colors[k], fill=True, alpha=0.45)
+    ax.set_xlabel(label(name, samples.units[samples.column(name)]))
+    ax.set_ylabel("samples")
+    return ax
+
+
+def plot_overlap(overlap: Array, ax: Axes | None = None) -> Axes:
+    """Draw an overlap matrix (n_windows, n_windows), as :func:`wham` and :func:`mbar` return it; returns the axes."""
+    ax = _axes(ax, (5.0, 4.2))
+    drawn = ax.imshow(overlap, cmap="Blues", vmin=0, vmax=max(float(overlap.max()), 1e-9), origin="lower")
+    ax.figure.colorbar(drawn, ax=ax, label="overlap")
+    ax.set_xlabel("window")
+    ax.set_ylabel("window")
+    return ax
+
+
+def plot_convergence(surfaces: Sequence[FreeEnergySurface], labels: Sequence[Any] | None = None, ax: Axes | None = None) -> Axes:
+    """Draw 1-D surfaces from growing parts of the data over each other, the last with its band; returns the axes."""
+    import matplotlib
+
+    ax = _axes(ax)
+    names = [f"part {i + 1} of {len(surfaces)}" for i in range(len(surfaces))] if labels is None else [str(v) for v in labels]
+    colors = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(surfaces)))
+    for surface, name, color in zip(surfaces, names, colors, strict=True):
+        ax.plot(surface.grid[0], surface.free_energy, color=color, label=name, linewidth=1.3)
+    last = surfaces[-1]
+    e = 1.96 * np.nan_to_num(last.standard_error)
+    ax.fill_between(last.grid[0], last.free_energy - e, last.free_energy + e, color=colors[-1], alpha=0.25, linewidth=0)
+    ax.set_xlabel(label(last.names[0], last.units[0]))
+    ax.set_ylabel(label("free energy", last.unit))
+    ax.legend(frameon=False)
+    return ax

@@ -149,6 +149,9 @@ class InternalCoordinates(Representation):
         shifted = np.asarray(values, dtype=np.float64) - mean[column]
         return np.asarray((wrap(shifted, TWO_PI) if column >= 2 * len(self.atoms) - 3 else shifted) / scale[column])
 
+    def scale_of(self, index: int) -> float:
+        return float(self._learned()[1][~self._fixed][index])
+
     def describe(self) -> pd.DataFrame:
         """Return one row per bond, angle and torsion.
 

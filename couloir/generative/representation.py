@@ -87,6 +87,10 @@ class Representation(ABC):
         """Return coordinate ``index`` of x for values (n,) in natural units (rad, nm), such as those of the CV it is."""
 
     @abstractmethod
+    def scale_of(self, index: int) -> float:
+        """Return d(natural unit) / dx of coordinate ``index``: its standard deviation in the data, or period / 2 pi if circular."""
+
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-able part of what :func:`representation_from` needs."""
 
@@ -228,6 +232,9 @@ class Vector(Representation):
         x = (np.asarray(values, dtype=np.float64) - mean[index]) / scale[index]
         return wrap(x, TWO_PI) if self.circular[index] else x
 
+    def scale_of(self, index: int) -> float:
+        return float(self._learned()[1][index])
+
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "vector", "n_dim": self.n_dim, "periods": None if self.periods is None else list(self.periods)}
 
@@ -326,6 +333,9 @@ class Cartesian(Representation):
     def standardize(self, index: int, values: Array) -> Array:
         mean, scale = self._learned()
         return np.asarray((np.asarray(values, dtype=np.float64) - mean[index]) / scale[index])
+
+    def scale_of(self, index: int) -> float:
+        return float(self._learned()[1][index])
 
     def to_dict(self) -> dict[str, Any]:
         atoms = None if self.atoms is None else self.atoms.tolist()

@@ -124,7 +124,11 @@ def test_a_narrow_torsion_is_a_linear_coordinate_that_standardize_reaches(pdb, s
     plain = InternalCoordinates(pdb.topology, fix_hydrogen_bonds=False).fit(shaken)
     index = plain.coordinate_of(PHI)
     assert not plain.circular[index]
-    np.testing.assert_allclose(plain.standardize(index, PHI.evaluate(shaken)), plain.encode(shaken)[:, index], atol=1e-9)
+    x = plain.encode(shaken)
+    np.testing.assert_allclose(plain.standardize(index, PHI.evaluate(shaken)), x[:, index], atol=1e-9)
+    moved = x + 0.5 * np.eye(plain.dimension)[index]
+    turned = wrap(PHI.evaluate(plain.decode(moved)) - PHI.evaluate(shaken), TWO_PI)
+    np.testing.assert_allclose(turned, 0.5 * plain.scale_of(index), atol=1e-9)
 
 
 @pytest.mark.parametrize(("cv", "other"), [(PHI, PSI), (PSI, PHI)])
@@ -311,6 +315,7 @@ def test_vector_standardizes_and_wraps_periodic_coordinates():
     assert fitted.log_volume(x) == pytest.approx(np.log(q[:, 0, 0].std()))
     first = Coordinate(index=0)
     assert fitted.coordinate_of(first) == 0
+    assert [fitted.scale_of(0), fitted.scale_of(1)] == pytest.approx([q[:, 0, 0].std(), 1.0])
     np.testing.assert_allclose(fitted.standardize(0, first.evaluate(q)), x[:, 0])
     assert fitted.coordinate_of(PHI) is None
 

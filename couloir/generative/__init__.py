@@ -3,8 +3,17 @@ from typing import Any
 
 _HOMES = {
     "Cartesian": "representation",
+    "ConditionalSGM": "conditional_sgm",
+    "Cosine": "schedule",
+    "EDM": "schedule",
+    "FittedConditionalSGM": "conditional_sgm",
+    "Guided": "denoiser",
     "InternalCoordinates": "internal",
+    "NoiseSchedule": "schedule",
+    "ProposedStructures": "conditional_sgm",
     "Representation": "representation",
+    "TrainingPlan": "training",
+    "VPLinear": "schedule",
     "Vector": "representation",
     "representation_from": "representation",
 }

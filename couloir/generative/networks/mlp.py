@@ -35,6 +35,8 @@ class ScoreMLP(nn.Module):
     """
 
     circular: Tensor
+    angles: Tensor
+    numbers: Tensor
     frequencies: Tensor
 
     def __init__(self, dimension: int, circular: Tensor, condition_dim: int, width: int = 256, depth: int = 4, harmonics: int = 3) -> None:
@@ -42,7 +44,10 @@ class ScoreMLP(nn.Module):
         self.register_buffer("circular", circular.clone().to(torch.bool), persistent=False)
         self.register_buffer("frequencies", torch.arange(1, 17) * 0.25, persistent=False)
         self.harmonics = harmonics
-        n_circular = int(self.circular.sum())
+        # Index lists, because a boolean mask cannot be batched by torch.func when likelihoods take Jacobians.
+        self.register_buffer("angles", circular.nonzero()[:, 0], persistent=False)
+        self.register_buffer("numbers", (~circular.bool()).nonzero()[:, 0], persistent=False)
+        n_circular = len(self.angles)
         self.enter = nn.Linear(dimension - n_circular + 2 * harmonics * n_circular, width)
         self.time = nn.Sequential(nn.Linear(2 * len(self.frequencies) + 1, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Sequential(nn.Linear(condition_dim, width), nn.SiLU(), nn.Linear(width, width)) if condition_dim else None
@@ -57,7 +62,7 @@ class ScoreMLP(nn.Module):
 
         ``keep`` (n,) is False for rows that are treated as unconditional.
         """
-        angles, numbers = x[:, self.circular], x[:, ~self.circular]
+        angles, numbers = x.index_select(1, self.angles), x.index_select(1, self.numbers)
         turned = [f(k * angles) for k in range(1, self.harmonics + 1) for f in (torch.sin, torch.cos)]
         h = self.enter(torch.cat([numbers / (1 + noise**2).sqrt()[:, None], *turned], dim=1))
         level = noise.log()[:, None]
@@ -156,11 +161,10 @@ def denoising_loss(
     # Ordinary coordinates: F* = (x_0 - c_skip x) / c_out (Karras et al. 2022, eq. 8), every noise level counting the same.
     root = (1 + s**2).sqrt()
     error = (f - (x_0 * root - x / root) / s) ** 2
-    circular = network.circular
-    if bool(circular.any()):
+    angles = network.angles
+    if len(angles):
         size = score_size(s)
-        turned = (f[:, circular] - wrapped_score((x - x_0)[:, circular], s.expand(-1, int(circular.sum()))) / size) ** 2
+        turned = (f[:, angles] - wrapped_score((x - x_0)[:, angles], s.expand(-1, len(angles))) / size) ** 2
         # Where noise has made the circle uniform there is nothing to learn: such rows count by how much score is left.
-        error = error.clone()
-        error[:, circular] = turned * (s * size).clamp(max=1.0)
+        error = error.index_copy(1, angles, turned * (s * size).clamp(max=1.0))
     return error.mean(dim=1)

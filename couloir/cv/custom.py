@@ -1,7 +1,8 @@
 """CVs written by the user as a Python function of positions, in torch or NumPy, with a checked gradient.
 
-They work everywhere a CV does.  As a bias they run through OpenMM's PythonForce, which costs a Python call per step:
-prefer a built-in CV, or a function of built-in ones, where that is possible.
+They work everywhere a CV does.  As a bias they run through OpenMM's PythonForce, whose every step waits for the function
+and its gradient: small torch formulas take 0.2 to 1 ms, where a native bias takes microseconds.  Prefer a built-in CV, or
+a function of built-in ones, where that is possible.
 """
 
 from __future__ import annotations
@@ -194,4 +195,5 @@ def _differentiable(function: Callable[[Array], Array], x: Any) -> Any:
 
 def _differences(function: Callable[[Array], Array], frame: Array) -> Array:
     steps = _STEP * np.eye(frame.size).reshape(-1, *frame.shape)
-    return np.asarray((function(frame + steps) - function(frame - steps)) / (2 * _STEP)).reshape(frame.shape)
+    ahead, behind = np.split(np.asarray(function(np.concatenate([frame + steps, frame - steps]))), 2)
+    return np.asarray((ahead - behind) / (2 * _STEP)).reshape(frame.shape)

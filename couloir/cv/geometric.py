@@ -7,6 +7,7 @@ or dihedral becomes one native bonded term with the whole bias in its expression
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -28,7 +29,15 @@ TWO_PI = 2 * math.pi
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)
+    try:
+        atoms = tuple(operator.index(v) for v in values)
+    except TypeError:
+        raise SelectionError(
+            f"atoms are indices from 0, got {values!r}", "turn names into indices with select_atoms(topology, [...])"
+        ) from None
+    if atoms and min(atoms) < 0:
+        raise SelectionError(f"atom index {min(atoms)} is negative", "count atoms from 0")
+    return atoms
 
 
 class _Geometric(CollectiveVariable):
@@ -219,7 +228,7 @@ class RMSD(_Geometric):
         object.__setattr__(self, "reference", tuple(tuple(row) for row in reference.tolist()))
         if self.atoms is not None:
             object.__setattr__(self, "atoms", _integers(self.atoms))
-        if min(self._atoms) < 0 or max(self._atoms) >= len(reference):
+        if max(self._atoms) >= len(reference):
             raise SelectionError(f"the RMSD {self.name!r} selects atoms beyond the {len(reference)} of its reference")
         if len(set(self._atoms)) < 3:
             raise SelectionError(f"the RMSD {self.name!r} needs three or more different atoms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 
 import numpy as np
 import openmm
@@ -154,3 +155,4 @@ def test_plain_data_rebuild_the_cv(cv):
         assert again == cv
         assert (again.unit, again.period) == (cv.unit, cv.period)
         assert np.array_equal(again.evaluate(POSITIONS), cv.evaluate(POSITIONS))
+        assert pickle.loads(pickle.dumps(cv)) == cv

@@ -168,6 +168,12 @@ def test_a_function_with_a_wrong_gradient_is_caught_before_it_biases():
         context.getState(energy=True)
 
 
+@pytest.mark.parametrize("atoms", [(0, 1, 1, 2), (0, 1, 2), (-1, 0, 1, 2), ("ACE1:C", 6, 8, 14), (0.5, 1, 2, 3)])
+def test_atoms_that_make_no_dihedral_are_refused(atoms):
+    with pytest.raises(SelectionError):
+        Dihedral(atoms)
+
+
 def test_selectors_name_atoms_as_the_pdb_does(molecule):
     top = molecule.topology
     assert select_atoms(top, ["ACE1:C", "ALA2:N", "2:CA", 14]) == (4, 6, 8, 14)

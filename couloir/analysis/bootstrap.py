@@ -113,7 +113,7 @@ def replicas(
             out[i] = np.bincount(triple_cell, cell_weight * w[triple_block], n_cells) / total
             continue
         counts = np.bincount(bin_key % (len(sets) * n_bins), bin_weight * w[bin_key // (len(sets) * n_bins)], len(sets) * n_bins)
-        solution = solve_dual(states, counts.reshape(len(sets), n_bins), sets, start=start, tolerance=1e-4)
+        solution = solve_dual(states, counts.reshape(len(sets), n_bins).astype(float), sets, start=start, tolerance=1e-4)
         weights = np.exp(solution.log_weights).ravel()
         out[i] = np.bincount(triple_cell, cell_weight * w[triple_block] * weights[triple_bin], n_cells)
     return out

@@ -81,15 +81,15 @@ def mbar(samples: BiasedSamples, *, warm_start: bool = True, temperature: Any = 
     target, energies = target_temperature(samples, temperature)
     u, u0 = reduced_potentials(samples, target, energies)
     states = bin_states(samples, temperature=target, energies=energies)
-    sets, solution, shared = solve_connected(states, samples)
+    sets, solution, _ = solve_connected(states, samples)
     k = samples.n_windows
     f, log_weights = np.full(k, np.nan), np.empty(len(samples))
     overlap, effective = np.zeros((k, k)), np.zeros(k)
     for members in sets:
         windows = list(members)
         rows = np.flatnonzero(np.isin(samples.window, windows))
-        counts = samples.counts[windows]
-        part = u[np.ix_(windows, rows)]
+        counts = states.counts[windows]
+        part = u[np.ix_(np.array(windows), rows)]
         start = solution.free_energies[windows] if warm_start else None
         f_set, log_mixture = _solve(part, counts, start)
         log_w = -u0[rows] - log_mixture

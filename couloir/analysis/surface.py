@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Basin = "str | tuple[float, float] | Region"
 ALANINE_BASINS: dict[str, tuple[float, float]] = {"C7eq": (-2.8, -0.7), "alphaL": (0.7, 1.5)}
 """Ranges of phi (rad) in which the basins of a capped amino acid lie; known to every surface along a periodic ``phi``."""
 
@@ -195,9 +194,9 @@ class FreeEnergySurface:
             "estimator": self.estimator, "findings": [[f.code, f.message, f.fix] for f in self.findings],
             "basins": {k: list(v) for k, v in self.basins.items() if isinstance(v, tuple)},
         }  # fmt: skip
-        arrays = {name: getattr(self, name) for name in ("free_energy", "standard_error", "replicas", "n_effective")}
-        grid = {f"grid_{i}": x for i, x in enumerate(self.grid)}
-        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays, **grid)
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("free_energy", "standard_error", "replicas", "n_effective")}
+        arrays |= {f"grid_{i}": x for i, x in enumerate(self.grid)}
+        np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
 
     @classmethod
     def load(cls, file: str | Path) -> FreeEnergySurface:

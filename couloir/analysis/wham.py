@@ -227,7 +227,7 @@ def solve_dual(
     total, converged = 0, True
     for i, members in enumerate(sets):
         rows, occupied = list(members), bin_counts[i] > 0
-        u, m = states.reduced[np.ix_(rows, np.flatnonzero(occupied))], bin_counts[i][occupied]
+        u, m = states.reduced[rows][:, occupied], bin_counts[i][occupied]
         n = states.counts[rows]
         # Windows together must hold what the bins hold, or the dual has no minimum.
         n = n * (m.sum() / n.sum())

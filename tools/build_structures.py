@@ -27,7 +27,7 @@ from couloir.sampling.readers import with_hydrogens
 
 Array = npt.NDArray[np.float64]
 
-PHI, PSI, OMEGA = -80.0, 75.0, 180.0  # degrees; close to C7eq
+PHI, PSI, OMEGA = -80.0, 75.0, 180.0  # degrees, before minimization
 PEPTIDES = {"alanine_dipeptide": 1, "alanine_tripeptide": 2, "alanine_tetrapeptide": 3}
 SOLVATED = {"alanine_dipeptide": 2.6, "alanine_tripeptide": 2.8}  # width of the box before its volume is set, nm
 WATER_VOLUME = 18.0153 / 0.985 / 602.214  # nm^3 per TIP3P water at 300 K and 1 bar (0.985 g/cm^3)

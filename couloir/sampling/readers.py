@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import random
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from couloir.errors import ConfigError, DataError, nearest
+from couloir.errors import ConfigError, CouloirError, DataError, nearest
 from couloir.sampling.implicit import native_obc
 from couloir.trajectory import Array
 
@@ -33,13 +34,14 @@ def read_structure(path: Path) -> tuple[Any, Any]:
     compressed = path.suffix.lower() == ".gz"
     suffix = Path(path.stem).suffix if compressed else path.suffix
     kind = app.PDBxFile if suffix.lower() in (".cif", ".mmcif") else app.PDBFile
-    with _reading(path, "structure file", "check that it is a PDB (or, with the suffix .cif, an mmCIF) file"):
-        with gzip.open(path, "rt") if compressed else path.open() as file:
-            structure = kind(file)
+    fix = "check that it is a PDB (or, with the suffix .cif, an mmCIF) file"
+    with _reading(path, "structure file", fix), gzip.open(path, "rt") if compressed else path.open() as file:
+        text = file.read()
+        if kind is app.PDBFile and not re.search(r"^(ATOM|HETATM)", text, re.MULTILINE):
+            raise DataError(f"{path} has no atoms", fix)
+        structure = kind(io.StringIO(text))
     positions = structure.getPositions()
     atoms = list(structure.topology.atoms())
-    if not atoms:
-        raise DataError(f"{path} has no atoms", "check that it is a PDB (or, with the suffix .cif, an mmCIF) file")
     bad = np.flatnonzero(~np.isfinite(_nanometers(positions)).all(axis=1))
     if len(bad):
         atom = atoms[bad[0]]
@@ -227,6 +229,8 @@ def _must_match(topology: Any, positions: Any, one: Path, other: Path) -> None:
 def _reading(path: Path, what: str, fix: str) -> Iterator[None]:
     try:
         yield
+    except CouloirError:
+        raise
     except Exception as error:
         raise DataError(f"cannot read the {what} {path}: {error}", fix) from error
 
@@ -258,6 +262,8 @@ def _templates(topology: Any, path: Path) -> Iterator[None]:
 
 
 def _template_fix(reason: str) -> str:
+    if "CONECT" in reason:
+        return "correct the residue's name, or use a force field that has this residue and give its bonds as CONECT records"
     if "H atom" in reason or "hydrogen" in reason.lower():
         return "hydrogens are missing: set add_hydrogens=True, or give a structure with all of them"
     if "terminal" in reason or "capping" in reason or "chain" in reason:

@@ -54,11 +54,11 @@ _STRUCTURES = Path(__file__).parent / "structures"
 
 
 def alanine_dipeptide(solvent: Solvent = "vacuum", constraints: Constraints = "HBonds") -> MolecularSystem:
-    """Return Ace-Ala-Nme (22 atoms), near C7eq.
+    """Return Ace-Ala-Nme (22 atoms), in the alpha-R basin (phi -71, psi -18 degrees).
 
     Parameters
     ----------
-    solvent : ``"vacuum"``, ``"obc2"`` (implicit) or ``"tip3p"`` (explicit; 540 rigid waters, particle-mesh Ewald, 0.9 nm).
+    solvent : ``"vacuum"``, ``"obc2"`` (implicit) or ``"tip3p"`` (explicit; 537 rigid waters, particle-mesh Ewald, 0.9 nm).
     constraints : ``"HBonds"`` (2 fs steps), ``"AllBonds"`` or ``"none"`` (flexible bonds and water, 1 fs or less).
 
     Raises

@@ -1,0 +1,88 @@
+"""Benchmark results: one JSON file per script, one table on the screen, always as measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim and its measurement.
+
+    Attributes
+    ----------
+    claim : what is claimed, as a README could print it.
+    value, standard_error : the measurement; the error is None where there was a single one.
+    target : what it must reach, or None for a number that is only reported.
+    unit : of value and target.
+    met : whether the target is reached; None without a target.
+    peer, peer_value : what it was compared with in the same run.
+    """
+
+    claim: str
+    value: float
+    unit: str
+    standard_error: float | None = None
+    target: float | None = None
+    met: bool | None = None
+    peer: str = ""
+    peer_value: float | None = None
+
+
+def machine() -> str:
+    """Return CPU model and the number of cores this process may use."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
+
+
+def commit() -> str:
+    """Return the short commit that is checked out, marked when couloir/ or benchmarks/ differ from it; empty outside git."""
+    root = Path(__file__).parents[1]
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "couloir", "benchmarks/*.py"], cwd=root).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("-modified" if changed else "")
+
+
+def write_results(name: str, rows: Sequence[Row], *, scale: str) -> Path:
+    """Write ``results/<name>.json``, print the table, and return the path."""
+    module = f"benchmarks.{name}"
+    command = " ".join(["python", "-m", module, *sys.argv[1:]])
+    common = {"scale": scale, "command": command, "machine": machine(), "date": datetime.now(UTC).date().isoformat(), "commit": commit()}
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps([asdict(row) | common for row in rows], indent=2) + "\n")
+    _print(name, rows, f"{common['machine']}; {common['date']}; {common['commit']}; scale {scale}")
+    return path
+
+
+def _print(name: str, rows: Sequence[Row], caption: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=name, caption=caption)
+    for heading in ("claim", "value", "target", "compared with", "met"):
+        table.add_column(heading)
+    for row in rows:
+        value = f"{row.value:.4g}" + ("" if row.standard_error is None else f" ± {row.standard_error:.2g}") + f" {row.unit}"
+        peer = row.peer + ("" if row.peer_value is None else f": {row.peer_value:.4g}")
+        met = {True: "yes", False: "no", None: ""}[row.met]
+        table.add_row(row.claim, value, "" if row.target is None else f"{row.target:g}", peer, met)
+    Console().print(table)

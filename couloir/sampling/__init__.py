@@ -3,7 +3,15 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"MolecularSystem": "molecule", "OpenMMEngine": "openmm_engine", "benchmark_platforms": "platforms", "systems": ""}
+_HOMES = {
+    "ToyEngine": "toy",
+    "ToyPotential": "potentials",
+    "potentials": "",
+    "MolecularSystem": "molecule",
+    "OpenMMEngine": "openmm_engine",
+    "benchmark_platforms": "platforms",
+    "systems": "",
+}
 
 
 def __getattr__(name: str) -> Any:

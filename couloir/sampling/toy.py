@@ -1,0 +1,415 @@
+"""The toy engine: many walkers on an analytic potential, compiled, under the same contract as OpenMM.
+
+Overdamped (``friction=None``), Euler-Maruyama, per coordinate i with mobility mu_i:
+
+    dx_i = (-mu_i dU/dx_i + drift_i) dt + noise_i dB_i,      noise_i = sqrt(2 kT mu_i) unless given
+
+Underdamped, BAOAB (Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34), in which a given drift or noise means the
+same as in the overdamped limit (mu_i = 1 / (m friction_i)).  A bias adds its gradient to that of U.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.bias import Bias
+from couloir.cv.region import Region
+from couloir.errors import DataError, SimulationError, nearest
+from couloir.sampling import toy_kernels
+from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
+from couloir.sampling.potentials import ToyPotential
+from couloir.sampling.toy_terms import Compiled, bias_on, check_biases, compile_walkers
+from couloir.trajectory import Array, Series, State, Trajectory
+from couloir.units import GAS_CONSTANT, convert
+
+_BLOCK_STEPS = 2**24  # about a second of one walker: how long an interrupt may have to wait
+_FIRST_BLOCK = 1024  # records; walkers that may stop early do not allocate for their whole time limit
+
+Ints = npt.NDArray[np.int64]
+
+
+class ToyEngine:
+    """Langevin dynamics on a :class:`ToyPotential`; positions are (1, n_dim) per state, and topology is None.
+
+    Parameters
+    ----------
+    potential : where it moves.
+    kT : kJ/mol; the temperature follows from it.
+    time_step : ps.
+    friction : None for overdamped dynamics, which has no velocities; else 1/ps, one number or one per coordinate (BAOAB).
+    masses : amu, one number: the toy is one particle.
+    mobility : overdamped only: nm^2/(kJ/mol)/ps, one number or one per coordinate: each coordinate's time scale.
+    noise : nm/sqrt(ps), one number or one per coordinate (None entries: the thermal noise of ``kT``).
+    drift : nm/ps, one number or one per coordinate.
+    driven : coordinates, by name or index, that the potential does not push: they feel drift, noise and biases only.
+    threads : over which the walkers are spread; default every core.  Results do not depend on it.
+
+    Raises
+    ------
+    DataError : a number is not positive where it must be, or there is not one per coordinate.
+    """
+
+    def __init__(
+        self,
+        potential: ToyPotential,
+        kT: Any = 1.0,
+        time_step: Any = 1e-3,
+        friction: Any = None,
+        masses: Any = 1.0,
+        mobility: Any = 1.0,
+        noise: Any = None,
+        drift: Any = None,
+        driven: Sequence[int | str] = (),
+        threads: int | None = None,
+    ) -> None:
+        self.potential = potential
+        self._kT = _positive(kT, "kJ/mol", "kT")
+        self.temperature = self._kT / GAS_CONSTANT
+        self.time_step = _positive(time_step, "ps", "time_step")
+        self.mass = _positive(masses, "amu", "masses")
+        self.underdamped = friction is not None
+        self.threads = threads
+        d = potential.n_dim
+        frictions = _each(friction, d, "1/ps", "friction", positive=True) if self.underdamped else np.ones(d)
+        if self.underdamped and not np.all(np.asarray(mobility) == 1.0):
+            raise DataError("mobility belongs to overdamped dynamics", "set the time scale of an underdamped engine by its friction")
+        self._mobility = 1 / (self.mass * frictions) if self.underdamped else _each(mobility, d, "", "mobility", positive=True)
+        thermal = np.sqrt(2 * self._kT * self._mobility)
+        given = noise if isinstance(noise, (list, tuple, np.ndarray)) else [noise] * d
+        if len(given) != d:
+            raise DataError(f"noise has {len(given)} entries for {d} coordinates")
+        self._noise = np.array([t if n is None else convert(n, "", "noise") for n, t in zip(given, thermal, strict=True)])
+        self._drift = _each(drift if drift is not None else 0.0, d, "", "drift")
+        if (self._noise < 0).any():
+            raise DataError("noise must not be negative")
+        self._driven = np.zeros(d, dtype=np.bool_)
+        for axis in driven:
+            if axis not in potential.names and axis not in range(d):
+                raise DataError(f"driven names {axis!r}, which is no coordinate{nearest(str(axis), potential.names)}")
+            self._driven[potential.names.index(axis) if isinstance(axis, str) else axis] = True
+        self._coefficients = self._integrator(frictions)
+
+    def _integrator(self, friction: Array) -> Array:
+        """Coefficients of one step, as ``toy_kernels.propagate_block`` takes them."""
+        dt, one = self.time_step, np.ones(self.potential.n_dim)
+        if not self.underdamped:
+            return np.stack([self._mobility * dt, self._noise * np.sqrt(dt)])
+        keep = np.exp(-friction * dt)
+        # noise^2 = 2 kT_i / (m friction_i) defines the temperature of each coordinate: <v_i^2> = kT_i / m = noise^2 friction_i / 2
+        width = np.sqrt(self._noise**2 * friction / 2 * (1 - keep**2))
+        return np.stack([one * dt / (2 * self.mass), one * dt / 2, keep, width])
+
+    @property
+    def kT(self) -> float:
+        """Thermal energy, kJ/mol."""
+        return self._kT
+
+    @property
+    def masses(self) -> Array:
+        """Mass of the only particle, (1,) amu."""
+        return np.array([self.mass])
+
+    @property
+    def topology(self) -> None:
+        """Toy systems have none."""
+        return
+
+    def __str__(self) -> str:
+        kind = "BAOAB" if self.underdamped else "overdamped"
+        where = f"{self.potential.name} ({', '.join(self.potential.names)})"
+        return f"ToyEngine: {where}, {kind}, kT = {self.kT:g} kJ/mol, time step {self.time_step:g} ps"
+
+    def state(self, *x: float) -> State:
+        """Return the state at coordinates ``x``; raises DataError when their number is wrong."""
+        if len(x) != self.potential.n_dim:
+            raise DataError(f"{len(x)} numbers for the coordinates {', '.join(self.potential.names)}")
+        return State(np.array([x]))
+
+    def energies(self, positions: Array) -> Array:
+        """Return the potential energy (n_frames,) in kJ/mol of positions (n_frames, 1, n_dim)."""
+        return self.potential.energy(positions)
+
+    def propagate(
+        self,
+        states: State | Sequence[State],
+        *,
+        duration: Any,
+        stride: Any = None,
+        bias: Bias | Sequence[Bias | None] | None = None,
+        record: Sequence[CollectiveVariable] = (),
+        record_stride: Any = None,
+        stop: Region | None = None,
+        velocities: bool = False,
+        seed: int | Sequence[int] = 0,
+        on_result: OnResult | None = None,
+    ) -> list[Trajectory]:
+        """Propagate a batch of walkers; see :class:`couloir.sampling.Engine` for the arguments.
+
+        Harmonic and flat-bottom biases on :class:`~couloir.cv.geometric.Coordinate` CVs, and stop regions of intervals
+        on them, run inside the compiled loop; any other CV, bias or region takes the same steps with the same random
+        numbers in NumPy.  Overdamped trajectories and their ``last`` have no velocities.
+        """
+        start = as_states(states)
+        biases, seeds = per_walker_biases(bias, len(start)), per_walker_seeds(seed, len(start))
+        n_records, n_steps, per_frame = schedule(duration, stride, record_stride, self.time_step)
+        x, v, rng = self._start(start, seeds)
+        extra = [] if stop is None else [cv for cv in stop.cvs if cv.name not in {c.name for c in record}]
+        task = _Task(x, v, rng, tuple(record), (*record, *extra), biases, stop, n_records, n_steps, per_frame, velocities)
+        check_biases(biases, record)
+        fast = compile_walkers(task.cvs, biases, stop, self.potential.n_dim)
+        blocks: list[list[_Block]] = [[] for _ in start]
+        out: dict[int, Trajectory] = {}
+        active, at, size = np.arange(len(start)), 0, _FIRST_BLOCK if stop is not None else n_records
+        while len(active):
+            n = min(size, max(1, _BLOCK_STEPS // n_steps), n_records - at)
+            n = min(n_records - at, -(-n // per_frame) * per_frame if per_frame else n)
+            for w, block in zip(active, self._advance(task, fast, active, n), strict=True):
+                blocks[w].append(block)
+            at, size = at + n, size * 2
+            ready = [int(w) for w in active if task.finished[w] or at == n_records]
+            for walker in ready:
+                out[walker] = self._collect(task, walker, blocks[walker])
+                if on_result is not None and task.finished[walker] != 2:
+                    on_result(walker, out[walker])
+            active = active[task.finished[active] == 0] if at < n_records else active[:0]
+        results = [out[w] for w in range(len(start))]
+        self._check_finite(task, blocks, results)
+        return results
+
+    def minimize(
+        self,
+        states: State | Sequence[State],
+        *,
+        bias: Bias | Sequence[Bias | None] | None = None,
+        record: Sequence[CollectiveVariable] = (),
+        tolerance: Any = 1e-6,
+        max_iterations: int = 500,
+    ) -> list[State]:
+        """Return each state at the nearest minimum of potential plus bias (L-BFGS), without velocities.
+
+        Parameters
+        ----------
+        states, bias, record : as in :meth:`propagate`.
+        tolerance : largest force component left, kJ/mol/nm.
+        max_iterations : of the minimizer.
+        """
+        from scipy.optimize import minimize
+
+        start = as_states(states)
+        biases = per_walker_biases(bias, len(start))
+        check_biases(biases, record)
+        limit = convert(tolerance, "kJ/mol/nm", "tolerance")
+        out = []
+        for state, one in zip(start, biases, strict=True):
+
+            def function(x: Array, one: Bias | None = one) -> tuple[float, Array]:
+                energy, gradient = self.potential.energy_and_gradient(x[None])
+                pull, slope = bias_on(one, record, x[None])
+                return float(energy[0] + pull[0]), gradient[0] + slope[0]
+
+            options = {"gtol": limit, "ftol": 0.0, "maxiter": max_iterations}
+            found = minimize(function, self._coordinates(state), jac=True, method="L-BFGS-B", options=options)
+            out.append(State(self._wrap(found.x[None])))
+        return out
+
+    def _coordinates(self, state: State) -> Array:
+        if state.positions.shape != (1, self.potential.n_dim):
+            raise DataError(f"positions have shape {state.positions.shape}, but {self.potential.name} needs (1, {self.potential.n_dim})")
+        return np.array(state.positions[0])
+
+    def _wrap(self, x: Array) -> Array:
+        """Coordinates with a period in [-period/2, period/2); others as they are."""
+        out = np.array(x)
+        for i, period in enumerate(self.potential.periods):
+            if period is not None:
+                outside = (out[..., i] < -period / 2) | (out[..., i] >= period / 2)
+                out[..., i] = np.where(outside, (out[..., i] + period / 2) % period - period / 2, out[..., i])
+        return out
+
+    def _start(self, states: list[State], seeds: list[int]) -> tuple[Array, Array, npt.NDArray[np.uint64]]:
+        x = self._wrap(np.stack([self._coordinates(state) for state in states]))
+        rng = np.zeros((len(states), 4), dtype=np.uint64)
+        v = np.zeros_like(x)
+        for w, (state, seed) in enumerate(zip(states, seeds, strict=True)):
+            toy_kernels.seed_state(np.uint64(seed % 2**64), rng[w])
+            if self.underdamped and state.velocities is not None:
+                v[w] = state.velocities[0]
+            elif self.underdamped:
+                toy_kernels.normals(rng[w : w + 1], v[w : w + 1])
+                v[w] *= np.sqrt(self.kT / self.mass)
+        return x, v, rng
+
+    def _arguments(self) -> tuple[Any, ...]:
+        periods = np.array([p or 0.0 for p in self.potential.periods])
+        kind, parameters = toy_kernels.KINDS[self.potential.formula], np.array(self.potential.parameters, dtype=float)
+        return kind, parameters, periods, self._driven, self._drift / self._mobility, self.underdamped, self._coefficients
+
+    def _advance(self, task: _Task, fast: Compiled | None, active: Ints, n: int) -> list[_Block]:
+        """Advance the ``active`` walkers by up to ``n`` records; one block of results each."""
+        d, frames = self.potential.n_dim, n // task.per_frame if task.per_frame else 0
+        m, keep = len(active), task.velocities and self.underdamped
+        values, energies = np.zeros((m, n, len(task.cvs))), np.zeros((m, n))
+        positions, speeds = np.zeros((m, frames, d)), np.zeros((m, frames, d) if keep else (0, 0, 0))
+        x, v, rng = task.x[active], task.v[active], task.rng[active]
+        finished, done = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
+        results: tuple[Any, ...] = (x, v, rng, finished, done, values, energies, positions, speeds)
+
+        def part(rows: slice) -> None:
+            mine = tuple(a[rows] if len(a) else a for a in results)
+            if fast is None:
+                self._numpy_block(task, active[rows], *mine)
+            else:
+                bias = (fast.along[active[rows]], fast.terms[active[rows]])
+                recorded = (fast.index, fast.period, fast.low, fast.high)
+                toy_kernels.propagate_block(*self._arguments(), *bias, *recorded, task.n_steps, task.per_frame, *mine)
+
+        threads = 1 if fast is None else min(m, self.threads or len(os.sched_getaffinity(0)))
+        if threads == 1:
+            part(slice(0, m))
+        else:
+            edges = np.linspace(0, m, threads + 1).astype(int)
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(part, [slice(a, b) for a, b in pairwise(edges)]))
+        task.x[active], task.v[active], task.rng[active], task.finished[active] = x, v, rng, finished
+        kept = done // task.per_frame if task.per_frame else 0 * done
+        return [
+            _Block(values[w, :k], energies[w, :k], positions[w, : kept[w]], speeds[w, : kept[w]] if keep else positions[w, :0])
+            for w, k in enumerate(done)
+        ]
+
+    def _numpy_block(
+        self, task: _Task, walkers: Ints, x: Array, v: Array, rng: Any, finished: Ints, done: Ints,
+        values: Array, energies: Array, frames: Array, speeds: Array,
+    ) -> None:  # fmt: skip
+        """The compiled loop in NumPy, for CVs, biases and regions that are not made of coordinates."""
+        _, _, _, driven, drift, _, c = self._arguments()
+        groups: dict[int, list[int]] = {}
+        for w, walker in enumerate(walkers):
+            groups.setdefault(id(task.biases[walker]), []).append(w)
+
+        def force(y: Array, live: Ints) -> tuple[Array, Array]:
+            energy, gradient = self.potential.energy_and_gradient(y[live])
+            f = drift - np.where(driven, 0.0, gradient)
+            for members in groups.values():
+                rows = np.flatnonzero(np.isin(live, members))
+                one = task.biases[walkers[members[0]]]
+                if len(rows) and one is not None:
+                    f[rows] -= bias_on(one, task.record, y[live[rows]])[1]
+            return energy, f
+
+        y, u, live = x.copy(), v.copy(), np.arange(len(x))
+        f = force(y, live)[1]
+        for r in range(energies.shape[1]):
+            energy = np.zeros(len(live))
+            for _ in range(task.n_steps):
+                xi, mine = np.empty((len(live), y.shape[1])), rng[live]
+                toy_kernels.normals(mine, xi)
+                rng[live] = mine
+                if self.underdamped:
+                    half = u[live] + c[0] * f
+                    u[live] = c[2] * half + c[3] * xi
+                    y[live] = self._wrap(y[live] + c[1] * half + c[1] * u[live])
+                    energy, f = force(y, live)
+                    u[live] += c[0] * f
+                else:
+                    y[live] = self._wrap(y[live] + c[0] * f + c[1] * xi)
+                    energy, f = force(y, live)
+            good = np.isfinite(energy) & np.isfinite(y[live]).all(axis=1) & np.isfinite(u[live]).all(axis=1)
+            finished[live[~good]] = 2
+            live, f, energy = live[good], f[good], energy[good]
+            x[live], v[live], energies[live, r], done[live] = y[live], u[live], energy, r + 1
+            for k, cv in enumerate(task.cvs):
+                values[live, r, k] = cv.evaluate(y[live][:, None, :])
+            if task.per_frame and (r + 1) % task.per_frame == 0:
+                frames[live, (r + 1) // task.per_frame - 1] = y[live]
+                if len(speeds):
+                    speeds[live, (r + 1) // task.per_frame - 1] = u[live]
+            if task.stop is not None and len(live):
+                inside = task.stop.contains_values({cv.name: values[live, r, k] for k, cv in enumerate(task.cvs)})
+                finished[live[inside]] = 1
+                live, f = live[~inside], f[~inside]
+            if not len(live):
+                break
+
+    def _collect(self, task: _Task, walker: int, blocks: list[_Block]) -> Trajectory:
+        step = self.time_step * task.n_steps
+        names = tuple(cv.name for cv in task.record)
+        values = np.concatenate([b.values for b in blocks])[:, : len(names)]
+        series = Series(names, values, np.concatenate([b.energies for b in blocks]), step)
+        keep = task.velocities and self.underdamped and task.per_frame
+        return Trajectory(
+            positions=np.concatenate([b.positions for b in blocks])[:, None, :],
+            stride=step * (task.per_frame or task.n_records),
+            velocities=np.concatenate([b.velocities for b in blocks])[:, None, :] if keep else None,
+            series=series,
+            last=State(task.x[walker][None], task.v[walker][None] if self.underdamped else None),
+            ended="stopped" if task.finished[walker] == 1 else "complete",
+        )
+
+    def _check_finite(self, task: _Task, blocks: list[list[_Block]], results: list[Trajectory]) -> None:
+        bad = np.flatnonzero(task.finished == 2)
+        if not len(bad):
+            return
+        walker = int(bad[0])
+        records = sum(len(b.energies) for b in blocks[walker])
+        time = records * self.time_step * task.n_steps
+        frame = f"frame {records // task.per_frame} (record {records})" if task.per_frame else f"record {records}"
+        error = SimulationError(
+            f"walker {walker}{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}: positions or energy stopped being finite "
+            f"at {frame}, after {time:g} ps, with a time step of {self.time_step:g} ps",
+            "use a shorter time step, a softer bias, or start closer to a minimum",
+        )
+        error.partial = results
+        raise error
+
+
+@dataclass(eq=False)
+class _Task:
+    """One call of ``propagate``: the walkers as they stand, and what was asked of them."""
+
+    x: Array
+    v: Array
+    rng: npt.NDArray[np.uint64]
+    record: tuple[CollectiveVariable, ...]
+    cvs: tuple[CollectiveVariable, ...]
+    biases: list[Bias | None]
+    stop: Region | None
+    n_records: int
+    n_steps: int
+    per_frame: int
+    velocities: bool
+    finished: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.finished = np.zeros(len(self.x), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    values: Array
+    energies: Array
+    positions: Array
+    velocities: Array
+
+
+def _positive(value: Any, unit: str, name: str) -> float:
+    number = convert(value, unit, name)
+    if number <= 0:
+        raise DataError(f"{name} = {value} is not positive")
+    return number
+
+
+def _each(value: Any, n: int, unit: str, name: str, positive: bool = False) -> Array:
+    given = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * n
+    if len(given) != n:
+        raise DataError(f"{name} has {len(given)} entries for {n} coordinates")
+    return np.array([_positive(v, unit, name) if positive else convert(v, unit, name) for v in given])

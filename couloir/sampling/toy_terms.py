@@ -1,0 +1,138 @@
+"""What the compiled toy loop needs of biases, CVs and regions: coordinates, numbers and boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.bias import Bias, FlatBottom, HarmonicBias, SumOfBiases
+from couloir.cv.geometric import Coordinate
+from couloir.cv.region import Interval, Region, _Both, _Either, _Not
+from couloir.errors import DataError, nearest
+from couloir.trajectory import Array
+
+_MAX_BOXES = 64
+
+Ints = npt.NDArray[np.int64]
+Box = dict[int, tuple[float, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """Biases, CVs and stop region of a batch as arrays.
+
+    Attributes
+    ----------
+    along : (n_walkers, n_terms) coordinate of each bias term.
+    terms : (n_walkers, n_terms, 4) centre, force constant, half width and period (0: none).
+    index, period : (n_cvs,) coordinate and period of each CV.
+    low, high : (n_boxes, n_cvs) the stop region as a union of boxes.
+    """
+
+    along: Ints
+    terms: Array
+    index: Ints
+    period: Array
+    low: Array
+    high: Array
+
+
+def compile_walkers(cvs: Sequence[CollectiveVariable], biases: Sequence[Bias | None], stop: Region | None, n_dim: int) -> Compiled | None:
+    """Return biases, CVs and stop region as arrays, or None when one of them is not made of coordinates.
+
+    Raises
+    ------
+    DataError : a CV reads a coordinate that does not exist.
+    """
+    coordinates = [cv for cv in cvs if isinstance(cv, Coordinate)]
+    for cv in coordinates:
+        if cv.index >= n_dim:
+            raise DataError(f"the CV {cv.name!r} reads coordinate {cv.index}, but there are {n_dim}", f"use 0 ... {n_dim - 1}")
+    rows = [_terms(one, {cv.name: cv.index for cv in coordinates}) if len(coordinates) == len(cvs) else None for one in biases]
+    boxes = [] if stop is None else _boxes(stop, {cv.name: i for i, cv in enumerate(cvs)})
+    known = [row for row in rows if row is not None]
+    if boxes is None or len(known) < len(rows):
+        return None
+    low, high = np.full((len(boxes), len(cvs)), -np.inf), np.full((len(boxes), len(cvs)), np.inf)
+    for b, box in enumerate(boxes):
+        for c, limits in box.items():
+            low[b, c], high[b, c] = limits
+    width = max(len(row) for row in known)
+    along, terms = np.zeros((len(known), width), dtype=np.int64), np.zeros((len(known), width, 4))
+    for w, row in enumerate(known):
+        for t, (axis, *constants) in enumerate(row):
+            along[w, t], terms[w, t] = axis, constants
+    index = np.array([cv.index for cv in coordinates], dtype=np.int64)
+    return Compiled(along, terms, index, np.array([cv.period or 0.0 for cv in coordinates]), low, high)
+
+
+def check_biases(biases: Sequence[Bias | None], record: Sequence[CollectiveVariable]) -> None:
+    """Raise DataError when a bias names a CV that is not recorded."""
+    names = [cv.name for cv in record]
+    for one in biases:
+        for name in one.names if one is not None else ():
+            if name not in names:
+                raise DataError(
+                    f"the bias is on {name!r}, which is not in `record`{nearest(name, names)}", "record every CV that is biased"
+                )
+
+
+def bias_on(bias: Bias | None, record: Sequence[CollectiveVariable], x: Array) -> tuple[Array, Array]:
+    """Return energy (n,) and gradient (n, n_dim) of a bias at coordinates x (n, n_dim)."""
+    if bias is None:
+        return np.zeros(len(x)), np.zeros_like(x)
+    cvs = {cv.name: cv for cv in record}
+    parts = [cvs[name].value_and_gradient(x[:, None, :]) for name in bias.names]
+    values = np.stack([value for value, _ in parts], axis=1)
+    slopes = bias.gradient(values)
+    return bias.energy(values), np.asarray(sum(slopes[:, k, None] * g[:, 0, :] for k, (_, g) in enumerate(parts)))
+
+
+def _terms(bias: Bias | None, index: dict[str, int]) -> list[tuple[float, ...]] | None:
+    """A bias as (coordinate, centre, force constant, half width, period or 0) rows, or None when it is of another kind."""
+    if bias is None:
+        return []
+    if isinstance(bias, SumOfBiases):
+        parts = [_terms(term, index) for term in bias.terms]
+        return None if any(p is None for p in parts) else [row for p in parts if p is not None for row in p]
+    if isinstance(bias, HarmonicBias):
+        rows = zip(bias.names, bias.centers, bias.force_constants, bias.periods, strict=True)
+        return [(index[name], center, constant, 0.0, period or 0.0) for name, center, constant, period in rows]
+    if isinstance(bias, FlatBottom):
+        return [(index[bias.names[0]], bias.center, bias.force_constant, bias.half_width, bias.period or 0.0)]
+    return None
+
+
+def _boxes(region: Region, column: dict[str, int], outside: bool = False) -> list[Box] | None:
+    """A region (or what lies ``outside`` it) as a union of boxes over CV columns; None when it is not a small one."""
+    if isinstance(region, _Not):
+        return _boxes(region.a, column, not outside)
+    if isinstance(region, Interval):
+        c, low, high = column[region.cv.name], region.low, region.high
+        arc = region.cv.period is not None and low > high
+        if not outside:
+            return [{c: (low, np.inf)}, {c: (-np.inf, high)}] if arc else [{c: (low, high)}]
+        below, above = float(np.nextafter(low, -np.inf)), float(np.nextafter(high, np.inf))
+        if arc:
+            return [{c: (above, below)}]
+        return [{c: (-np.inf, below)}] * bool(low > -np.inf) + [{c: (above, np.inf)}] * bool(high < np.inf)
+    if not isinstance(region, (_Both, _Either)):
+        return None
+    a, b = _boxes(region.a, column, outside), _boxes(region.b, column, outside)
+    if a is None or b is None or len(a) * len(b) > _MAX_BOXES:
+        return None
+    if isinstance(region, _Either) != outside:
+        return a + b
+    return [reduce(_meet, one.items(), other) for one in a for other in b]
+
+
+def _meet(box: Box, side: tuple[int, tuple[float, float]]) -> Box:
+    """The part of ``box`` with one CV between two limits."""
+    c, (low, high) = side
+    have = box.get(c, (-np.inf, np.inf))
+    return {**box, c: (max(low, have[0]), min(high, have[1]))}

@@ -215,3 +215,28 @@ def test_label_range_knows_gaps_and_the_edge_of_the_period():
     assert seen.covers([3.0, -3.0, -0.5]).all()
     assert not seen.covers([1.5, -1.7]).any()
     assert (seen.low[0], seen.high[0]) == pytest.approx((2.5, 0.0))
+
+
+@pytest.mark.statistical
+@pytest.mark.timeout(1200)
+def test_evolving_wells_are_learned_to_an_l1_distance_of_five_per_cent():
+    """p(z2 | z1) of U = (z2^2 - 1)^2 + (0.2 z1 - 1) z2 at kT = 0.5, from 20,000 labelled samples."""
+    rng = np.random.default_rng(3)
+    z1, grid = rng.uniform(0, 10, 20_000), np.linspace(-2.4, 2.4, 481)
+    step = grid[1] - grid[0]
+
+    def exact(at):
+        density = np.exp(-((grid**2 - 1) ** 2 + (0.2 * at[:, None] - 1) * grid) / 0.5)
+        return density / (density.sum(axis=1, keepdims=True) * step)
+
+    share = np.cumsum(exact(z1), axis=1) * step
+    z2 = np.array([np.interp(u, row, grid + step / 2) for u, row in zip(rng.random(len(z1)), share, strict=True)])
+    fitted = ConditionalSGM(Vector(2), Coordinate(0, "z1"), width=128, depth=3).fit(np.stack([z1, z2], axis=1)[:, None], seed=1)
+    for at in (1.0, 3.0, 5.0, 7.0, 9.0):
+        rows = np.stack([np.full_like(grid, at), grid], axis=1)[:, None]
+        density = np.exp(fitted.log_prob(rows, check=None))
+        assert np.abs(density - exact(np.array([at]))[0]).sum() * step <= 0.05
+        samples = fitted.sample(at, 40_000, seed=2)[:, 0, 1]
+        counts, _ = np.histogram(samples, grid[::12])
+        expected = np.add.reduceat(exact(np.array([at]))[0][:-1], np.arange(0, 480, 12)) * step
+        assert np.abs(counts / len(samples) - expected).sum() <= 0.05 + 0.025  # 0.025: what 40,000 exact samples would show

@@ -164,7 +164,7 @@ def test_a_walker_that_blows_up_is_named_and_leaves_what_was_sampled(loop, monke
     if loop == "numpy":
         numpy_only(monkeypatch)
     toy = engine(time_step=0.1, kT=0.01)
-    with pytest.raises(SimulationError, match="walker 1.*frame") as caught:
+    with pytest.raises(SimulationError, match=r"walker 1.*frame") as caught:
         toy.propagate([toy.state(1, 0), toy.state(3.5, 0)], duration=5.0, stride=0.2, record=[X], record_stride=0.1, seed=1)
     good, bad = caught.value.partial
     assert len(good) == 25

@@ -139,7 +139,7 @@ def _solve(u: Array, counts: Array, start: Array | None) -> tuple[Array, Array]:
         with _quiet_pymbar() as pymbar:
             initial = None if start is None else start - start[0]
             # Adaptive: Newton, or self-consistent iteration whenever that has the smaller gradient.
-            protocol = None if start is None else ({"method": "adaptive", "tol": 1e-10, "options": {"min_sc_iter": 0}},)
+            protocol = None if start is None else ({"method": "adaptive", "tol": 1e-8, "options": {"min_sc_iter": 0}},)
             f = np.asarray(pymbar.MBAR(u, counts, initial_f_k=initial, solver_protocol=protocol).f_k)
     exponent = (np.log(counts) + f)[:, None] - u
     top = exponent.max(axis=0)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from couloir.cv.bias import Bias, bias_from_dict
 from couloir.errors import DataError, nearest
 from couloir.trajectory import Array
-from couloir.units import GAS_CONSTANT
+from couloir.units import GAS_CONSTANT, convert
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,6 +171,36 @@ class BiasedSamples:
             raise DataError(f"{file} does not hold saved samples: {error}") from error
         biases = tuple(None if b is None else bias_from_dict(b) for b in meta["biases"])
         return cls(tuple(meta["names"]), tuple(meta["units"]), tuple(meta["periods"]), biases=biases, **arrays)
+
+    @classmethod
+    def from_plumed(
+        cls,
+        metafile: str | Path,
+        temperature: Any,
+        *,
+        names: tuple[str, ...] = ("cv",),
+        units: tuple[str, ...] = ("",),
+        periods: tuple[float | None, ...] = (None,),
+    ) -> BiasedSamples:
+        """Read umbrella windows from a WHAM metafile and the time series (or PLUMED COLVAR files) that it lists.
+
+        Each line of the metafile is ``path centers... force_constants... [rest]``, one centre and one force constant per CV,
+        with the bias 0.5 k (s - c)^2 in kJ/mol; paths are relative to the metafile.  A series has the time in its first column
+        and the CVs in the next, or a PLUMED ``#! FIELDS`` header that names them.
+
+        Parameters
+        ----------
+        metafile : the list of windows.
+        temperature : of all windows (K or text).
+        names, units, periods : of the CVs; names are looked up in a ``FIELDS`` header where there is one.
+
+        Raises
+        ------
+        DataError : a file is missing, or a line is not what it should be; the message names file and line.
+        """
+        from couloir.analysis.umbrella_files import read_metafile
+
+        return cls(**read_metafile(Path(metafile), convert(temperature, "K", "temperature"), names, units, periods))
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per sample as a pandas table."""

@@ -125,7 +125,7 @@ def test_windows_at_two_temperatures_need_mbar_and_energies():
         0.5 * k * x**2,
         which,
         which,
-        np.tile(np.arange(n, dtype=float), 2),
+        np.tile(np.arange(1.0 * n), 2),
         (None, None),
         temperatures,
     )

@@ -104,7 +104,7 @@ class ToyPotential:
     def exact_density(self, grid: Any, along: int | str | Sequence[int | str] = 0, kT: float = 1.0) -> Array:
         """Return the normalized density of one coordinate (n,) or a pair (n, m) on ``grid``; see :meth:`exact_free_energy`."""
         axes = self._axes(along)
-        return np.asarray(np.exp(self._log_marginal(grid, axes, kT) - self._log_normalization(axes, kT)))
+        return np.asarray(np.exp(self._log_marginal(grid, axes, kT) - self._log_normalization(kT)))
 
     def exact_mean(self, function: Any, kT: float = 1.0) -> float:
         """Return the Boltzmann average of ``function`` (points (n, n_dim) -> (n,)) over the box that holds the density."""
@@ -135,7 +135,7 @@ class ToyPotential:
         out = self._integral(points, rest, kT)
         return out.reshape([len(g) for g in parts])
 
-    def _log_normalization(self, axes: list[int], kT: float) -> float:
+    def _log_normalization(self, kT: float) -> float:
         return float(self._integral(np.zeros((1, self.n_dim)), list(range(self.n_dim)), kT)[0])
 
     def _integral(self, points: Array, rest: list[int], kT: float) -> Array:

@@ -272,7 +272,7 @@ class ToyEngine:
                 recorded = (fast.index, fast.period, fast.low, fast.high)
                 toy_kernels.propagate_block(*self._arguments(), *bias, *recorded, task.n_steps, task.per_frame, *mine)
 
-        threads = 1 if fast is None else min(m, self.threads or len(os.sched_getaffinity(0)))
+        threads = 1 if fast is None else min(m, self.threads or _cores())
         if threads == 1:
             part(slice(0, m))
         else:
@@ -399,6 +399,10 @@ class _Block:
     energies: Array
     positions: Array
     velocities: Array
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _positive(value: Any, unit: str, name: str) -> float:

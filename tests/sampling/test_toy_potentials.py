@@ -80,7 +80,7 @@ def test_densities_are_normalized_and_marginals_agree(potential):
     x, y = np.linspace(a, b, 501), np.linspace(c, d, 601)
     joint = potential.exact_density((x, y), (0, 1), kT)
     assert np.trapezoid(np.trapezoid(joint, y, axis=1), x) == pytest.approx(1, abs=1e-4)
-    np.testing.assert_allclose(np.trapezoid(joint, y, axis=1), potential.exact_density(x, 0, kT), atol=2e-4)  # fmt: skip # noqa: E501
+    np.testing.assert_allclose(np.trapezoid(joint, y, axis=1), potential.exact_density(x, 0, kT), atol=2e-4)  # fmt: skip
 
 
 def test_a_harmonic_potential_has_the_textbook_density_and_mean():

@@ -20,7 +20,8 @@ from couloir.cv.base import CollectiveVariable
 from couloir.cv.bias import HarmonicBias
 from couloir.errors import DataError, Finding, ModelError
 from couloir.sampling.engine import Engine, steps
-from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates
+from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates, all_finite
+from couloir.store import Store
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State
 
@@ -118,7 +119,7 @@ def seed_windows(
     selection : ``"diverse"`` takes the structures furthest from each other, so that every mode the model proposes is
         represented; ``"model"`` takes them as they come, which keeps the model's proportions between modes.
     thermalization : time in the window before the last gates; default 1000 steps.
-    reference : a physical structure for the geometry gates; needed for molecules (default: ``engine.state``).
+    reference : a physical structure for the geometry gates; needed for molecules (default: the engine's molecule as given).
     fallback : physical states by window, from which windows that the model cannot reach may be dragged.
     only : seed these windows only.
 
@@ -249,8 +250,7 @@ class _Candidates:
         return [i for i, gate in enumerate(self.failed) if gate is None]
 
     def _judge(self, members: list[int], positions: Array, **tolerances: float) -> None:
-        finite = np.asarray(np.isfinite(positions).all(axis=(1, 2)))
-        checks = {"finite": finite} if self.gates is None else self.gates.check(positions, **tolerances)
+        checks = {"finite": all_finite(positions)} if self.gates is None else self.gates.check(positions, **tolerances)
         for gate, passed in checks.items():
             for i, ok in zip(members, passed, strict=True):
                 if not ok and self.failed[i] is None:
@@ -336,7 +336,7 @@ class _Candidates:
 def _gates(engine: SeedingEngine, reference: State | None) -> GeometryGates | None:
     if engine.topology is None:
         return None
-    structure = reference if reference is not None else getattr(engine, "state", None)
+    structure = reference if reference is not None else getattr(getattr(engine, "molecule", None), "state", None)
     if structure is None:
         raise DataError("the geometry gates need a physical structure", "give reference=molecule.state")
     return GeometryGates.of(engine.topology, structure.positions)
@@ -361,3 +361,32 @@ def _findings(windows: UmbrellaSampling, unreached: list[int]) -> list[Finding]:
     where = ", ".join(f"{w} ({', '.join(f'{c:.2f}' for c in windows.centers[w])})" for w in unreached)
     fix = "give the model data nearer to these windows (frontier rounds), or inspect which gate fails"
     return [Finding("model-cannot-reach", f"every generated structure failed in window {where}; dragged ones are used instead", fix)]
+
+
+def save_seeds(store: Store, seeds: Seeds) -> None:
+    """Write seeds to a store in one step."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "positions": np.array([state.positions for state in seeds.states]),
+        "windows": seeds.windows,
+        "origins": np.array(seeds.origins),
+        "findings": np.array([[f.code, f.message, f.fix] for f in seeds.findings]).reshape(-1, 3),
+        **{f"tally:{key}": counts for key, counts in seeds.tally.items()},
+    }
+    for name, values in (("velocities", [s.velocities for s in seeds.states]), ("boxes", [s.box for s in seeds.states])):
+        if all(v is not None for v in values):
+            arrays[name] = np.array(values)
+    store.append({"seeds": arrays})
+
+
+def load_seeds(store: Store) -> Seeds:
+    """Read what :func:`save_seeds` wrote."""
+    data = store.chunk("seeds", -1)
+    n = len(data["windows"])
+    velocities, boxes = data.get("velocities", [None] * n), data.get("boxes", [None] * n)
+    return Seeds(
+        tuple(State(x, v, b) for x, v, b in zip(data["positions"], velocities, boxes, strict=True)),
+        data["windows"],
+        tuple(map(str, data["origins"])),
+        {key.removeprefix("tally:"): counts for key, counts in data.items() if key.startswith("tally:")},
+        tuple(Finding(*map(str, row)) for row in data["findings"]),
+    )

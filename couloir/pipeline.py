@@ -1,0 +1,388 @@
+"""The stages behind ``couloir run``: system -> unbiased dynamics -> model -> seeds -> windows -> surfaces -> report.
+
+Every stage writes to the run's store (or, a model, to its folder) in atomic steps and starts by looking at what is
+there, so the same call finishes a run from wherever it was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from couloir.analysis import equilibrated, free_energy_surface
+from couloir.analysis.samples import BiasedSamples
+from couloir.cv import CollectiveVariable, Region
+from couloir.cv.registry import from_config
+from couloir.errors import ConfigError, CouloirError, Finding, nearest
+from couloir.run import Run, provenance, write_json
+from couloir.sampling.chunks import ChunkedRun, record_steps
+from couloir.sampling.seeding import Seeds, dragged_seeds, load_seeds, save_seeds, seed_windows
+from couloir.sampling.umbrella import UmbrellaSampling
+from couloir.streams import integer_seed
+from couloir.trajectory import Array, State
+from couloir.units import convert
+
+if TYPE_CHECKING:
+    from couloir.analysis.surface import FreeEnergySurface
+
+Say = Callable[[str], None]
+
+EXPLORE_CHUNK_FRAMES = 100
+
+
+def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
+    """Carry a run from wherever it stands to its report; returns its surfaces.
+
+    Parameters
+    ----------
+    say : told in one line what begins and what came of it.
+    """
+    if run.store.get("provenance") is None:
+        run.store["provenance"] = provenance()
+    engine, start = build_engine(run)
+    cvs = build_cvs(run, engine.topology)
+    say(str(engine))
+    surfaces: list[FreeEnergySurface] = []
+    with _timed(run, "explore"):
+        explored = explore(run, engine, start, cvs, say)
+    run.store["engine"] = engine.to_dict()
+    if run.config.umbrella is not None:
+        windows = build_windows(run, engine, cvs)
+        seeds = prepare_seeds(run, engine, start, windows, explored, cvs, say)
+        with _timed(run, "umbrella"):
+            samples = sample_windows(run, engine, windows, seeds, cvs, say)
+        with _timed(run, "analysis"):
+            surfaces = make_surfaces(run, samples, cvs, say)
+    run.store["finished"] = True
+    return surfaces
+
+
+def build_engine(run: Run) -> tuple[Any, State]:
+    """Return the engine a run file asks for and the state it starts from."""
+    from couloir.sampling.potentials import LIBRARY
+
+    system, table = run.config.system, run.config.engine
+    if system.name in LIBRARY:
+        return _toy_engine(run, LIBRARY[system.name])
+    if table.kT is not None:
+        raise ConfigError(f"engine.kT belongs to toy systems ({', '.join(LIBRARY)})", "set engine.temperature for a molecule")
+    from couloir.sampling.openmm_engine import OpenMMEngine
+
+    molecule = _molecule(run)
+    # Platforms differ in rounding and speeds fluctuate: a run stays on the platform that was chosen for it.
+    platform = run.store.get("engine", {}).get("platform", table.platform) if table.platform == "auto" else table.platform
+    engine = OpenMMEngine(
+        molecule, table.temperature, table.time_step or 0.002, table.friction or 1.0, platform=platform, workers=table.workers
+    )
+    return engine, molecule.state
+
+
+def _toy_engine(run: Run, make: Callable[..., Any]) -> tuple[Any, State]:
+    from couloir.sampling.toy import ToyEngine
+
+    table, parameters = run.config.engine, run.config.system.parameters
+    try:
+        potential = make(**parameters)
+    except TypeError as error:
+        raise ConfigError(f"system.parameters do not fit {make.__name__}: {error}") from None
+    engine = ToyEngine(potential, kT=table.kT or 1.0, time_step=table.time_step or 1e-3, friction=table.friction, threads=table.workers)
+    center = np.mean(np.asarray(potential.bounds, dtype=float), axis=1)
+    (start,) = engine.minimize([State(center[None])])
+    return engine, start
+
+
+def _molecule(run: Run) -> Any:
+    from couloir.sampling import systems
+    from couloir.sampling.molecule import MolecularSystem
+    from couloir.sampling.potentials import LIBRARY
+
+    system = run.config.system
+    if system.name is not None:
+        molecules = [name for name in systems.__all__ if name not in LIBRARY and name not in ("alkane", "structure_file")]
+        if system.name not in molecules:
+            raise ConfigError(f"system.name = {system.name!r} is unknown{nearest(system.name, [*molecules, *LIBRARY])}")
+        return getattr(systems, system.name)(**({} if system.solvent is None else {"solvent": system.solvent}))
+    options: dict[str, Any] = {
+        "constraints": system.constraints, "nonbonded_cutoff": system.nonbonded_cutoff, "hydrogen_mass": system.hydrogen_mass,
+    }  # fmt: skip
+    if system.pdb is not None:
+        force_field = tuple(str(run.folder / f) if (run.folder / f).exists() else f for f in system.force_field)
+        return MolecularSystem.from_pdb(run.folder / system.pdb, force_field, add_hydrogens=system.add_hydrogens, **options)
+    if system.prmtop is not None and system.inpcrd is not None:
+        files = run.folder / system.prmtop, run.folder / system.inpcrd
+        return MolecularSystem.from_amber(*files, implicit_solvent=system.implicit_solvent, **options)
+    assert system.top is not None
+    assert system.gro is not None
+    return MolecularSystem.from_gromacs(run.folder / system.top, run.folder / system.gro, **options)
+
+
+def build_cvs(run: Run, topology: Any) -> dict[str, CollectiveVariable]:
+    """Return the CVs of the ``[cv.*]`` tables, by name and in order."""
+    cvs: dict[str, CollectiveVariable] = {}
+    for name, table in run.config.cv.items():
+        cvs[name] = from_config(table, topology, name, cvs=cvs, folder=run.folder)
+    return cvs
+
+
+def build_windows(run: Run, engine: Any, cvs: dict[str, CollectiveVariable]) -> UmbrellaSampling:
+    """Return the windows of ``[umbrella]``; without a force constant, neighbours one window width apart."""
+    table = run.config.umbrella
+    assert table is not None
+    along = [cvs[name] for name in table.along]
+    numbers = list(table.windows) * (len(along) if len(table.windows) == 1 else 1)
+    ranges = [(low, high) for low, high in table.range] if table.range is not None else [None] * len(along)
+    if len(numbers) != len(along) or len(ranges) != len(along):
+        raise ConfigError(f"umbrella.along has {len(along)} CVs, windows {len(numbers)} entries, range {len(ranges)}", "give one per CV")
+    grid_range: Any = ranges[0] if len(along) == 1 else ranges
+    constants: Any = table.force_constant
+    if constants is None:
+        trial = UmbrellaSampling.grid(along, numbers, 1.0, grid_range)
+        constants = [_spaced_constant(np.unique(trial.centers[:, i].round(12)), cv, engine.kT) for i, cv in enumerate(along)]
+    elif isinstance(constants, tuple):
+        constants = list(constants)
+    return UmbrellaSampling.grid(along, numbers, constants, grid_range)
+
+
+def _spaced_constant(centers: Array, cv: CollectiveVariable, kT: float) -> float:
+    """Force constant that makes a flat window's standard deviation equal the spacing, so neighbours share 60 % of their area."""
+    if len(centers) > 1:
+        return float(kT / np.diff(centers).min() ** 2)
+    if cv.period is not None:
+        return float(kT / (cv.period / 6) ** 2)
+    raise ConfigError(f"a single window along {cv.name} has no spacing", "give umbrella.force_constant")
+
+
+def explore(run: Run, engine: Any, start: State, cvs: dict[str, CollectiveVariable], say: Say) -> Array:
+    """Run (or read) the unbiased dynamics; returns its frames (n, n_atoms, 3), a user's own files included."""
+    table = run.config.explore
+    if table is None:
+        return np.empty((0, *start.positions.shape))
+    frames_of = _user_frames(run, engine)
+    states = [start] * table.walkers
+    if table.minimize and run.store.get("explore/plan") is None:
+        states = engine.minimize(states)
+    elif table.minimize:
+        states = _stored_starts(run, states)
+    _store_starts(run, states)
+    n_steps = record_steps(engine, table.stride, default=500)
+    chunked = ChunkedRun(
+        engine=engine, store=run.store, name="explore", walkers=tuple(f"x{i:03d}" for i in range(table.walkers)),
+        states=tuple(states), biases=(None,) * table.walkers, record=tuple(cvs.values()), record_steps=n_steps, frame_records=1,
+        seed=integer_seed(run.config.seed, "explore"),
+    )  # fmt: skip
+    n_records = chunked.n_records(table.duration / table.walkers)
+    chunked.advance(n_records, "unbiased dynamics")
+    frames = np.concatenate([chunked.frames(w)[:n_records] for w in chunked.walkers] + frames_of)
+    say(f"unbiased dynamics: {table.duration:g} ps, {len(frames)} frames")
+    return frames
+
+
+def _store_starts(run: Run, states: list[State]) -> None:
+    if run.store.count("start") == 0:
+        run.store.append({"start": {"positions": np.array([s.positions for s in states])}})
+
+
+def _stored_starts(run: Run, states: list[State]) -> list[State]:
+    positions = run.store.chunk("start", 0)["positions"]
+    return [State(x, None, s.box) for x, s in zip(positions, states, strict=True)]
+
+
+def _user_frames(run: Run, engine: Any) -> list[Array]:
+    assert run.config.explore is not None
+    out = []
+    for file in run.config.explore.files:
+        path = run.folder / file
+        if not path.exists():
+            raise ConfigError(f"explore.files: no such file {path}")
+        import mdtraj
+
+        try:
+            trajectory = mdtraj.load(str(path), top=engine.topology)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"explore.files: {path} does not fit the system: {error}", "its atoms must be the system's, in order"
+            ) from None
+        out.append(np.asarray(trajectory.xyz, dtype=np.float64))
+    return out
+
+
+def prepare_seeds(
+    run: Run, engine: Any, start: State, windows: UmbrellaSampling, explored: Array, cvs: dict[str, CollectiveVariable], say: Say
+) -> Seeds:
+    """Return the seeds of every window: from a trained model, or dragged."""
+    table = run.config.umbrella
+    assert table is not None
+    if run.store.count("seeds"):
+        return load_seeds(run.store)
+    seed = integer_seed(run.config.seed, "seeds")
+    if table.seeding == "dragged":
+        with _timed(run, "seeding"):
+            seeds = dragged_seeds(engine, windows, start, table.seeds_per_window, seed=seed)
+    else:
+        with _timed(run, "model"):
+            model = train_model(run, engine, windows, explored, cvs, start, say)
+        with _timed(run, "seeding"):
+            fallback = _by_window(windows, explored)
+            seeds = seed_windows(model, engine, windows, table.seeds_per_window, seed=seed, reference=start, fallback=fallback)
+    save_seeds(run.store, seeds)
+    kinds = ", ".join(f"{seeds.origins.count(kind)} {kind}" for kind in ("model", "dragged") if kind in seeds.origins)
+    say(f"seeds: {len(seeds)} in {len(windows)} windows ({kinds})")
+    for finding in seeds.findings:
+        say(str(finding))
+    return seeds
+
+
+def _by_window(windows: UmbrellaSampling, frames: Array) -> dict[int, list[State]]:
+    """Return up to four frames nearest to the centre of every window that the frames touch."""
+    if len(frames) == 0:
+        return {}
+    values = np.stack([cv.evaluate(frames) for cv in windows.cvs], axis=1)
+    far = np.stack([windows.distance(values, center) for center in windows.centers])
+    home = far.argmin(axis=0)
+    out = {}
+    for w in np.unique(home):
+        rows = np.flatnonzero(home == w)
+        nearest_rows = rows[np.argsort(far[w, rows])[:4]]
+        out[int(w)] = [State(frames[i]) for i in nearest_rows]
+    return out
+
+
+def train_model(
+    run: Run, engine: Any, windows: UmbrellaSampling, frames: Array, cvs: dict[str, CollectiveVariable], start: State, say: Say
+) -> Any:
+    """Return the trained conditional model, read from the run if it is there; with frontier rounds when asked for."""
+    from couloir.generative.conditional_sgm import ConditionalSGM
+    from couloir.generative.training import TrainingPlan
+
+    assert run.config.umbrella is not None
+    table = run.config.model
+    folder = run.path / "model"
+    label = [cvs[table.label]] if table is not None and table.label is not None else list(windows.cvs)
+    if (folder / "model.json").exists():
+        return ConditionalSGM.load(folder, label=label)
+    sizes = {key: getattr(table, key) for key in ("width", "depth") if table is not None and getattr(table, key) is not None}
+    limits = {key: getattr(table, key) for key in ("steps", "max_minutes") if table is not None and getattr(table, key) is not None}
+    untrained = ConditionalSGM(_representation(run, engine, label), label=label, **sizes)
+    plan = TrainingPlan(**limits)
+    seed = integer_seed(run.config.seed, "model")
+    if run.config.umbrella.frontier:
+        from couloir.sampling.frontier import frontier_rounds
+
+        def fit(positions: Array, weights: Array, seed: int) -> Any:
+            return untrained.fit(positions, seed=seed, plan=plan, weights=weights)
+
+        result = frontier_rounds(fit, engine, windows, frames, seed=seed, reference=start, store=run.store)
+        say(str(result))
+        model: Any = result.model
+    else:
+        model = untrained.fit(frames, seed=seed, plan=plan, checkpoint=run.path / "training")
+    model.save(folder)
+    say(f"model: {model}")
+    return model
+
+
+def _representation(run: Run, engine: Any, label: list[CollectiveVariable]) -> Any:
+    from couloir.generative.internal import InternalCoordinates
+    from couloir.generative.representation import Cartesian, Vector
+
+    table = run.config.model
+    kind = table.representation if table is not None else None
+    if kind is None:
+        kind = "vector" if engine.topology is None else "internal"
+    if kind == "vector":
+        return Vector(periods=tuple(engine.potential.periods)) if engine.topology is None else Vector()
+    if engine.topology is None:
+        raise ConfigError(f"model.representation = {kind!r} needs a molecule", 'use representation = "vector" for toy systems')
+    if kind == "cartesian":
+        return Cartesian(engine.topology)
+    torsions = [cv.atoms for cv in label if hasattr(cv, "atoms") and len(cv.atoms) == 4]
+    return InternalCoordinates(engine.topology, torsions=torsions)
+
+
+def sample_windows(
+    run: Run, engine: Any, windows: UmbrellaSampling, seeds: Seeds, cvs: dict[str, CollectiveVariable], say: Say
+) -> BiasedSamples:
+    """Run the windows for the duration asked for, or until the surface is known as well as asked for."""
+    table = run.config.umbrella
+    assert table is not None
+    names = table.record if table.record is not None else tuple(cvs)
+    record = [cvs[name] for name in names]
+    seed = integer_seed(run.config.seed, "umbrella")
+
+    def until(duration: float) -> BiasedSamples:
+        return windows.run(engine, seeds, duration, seed=seed, record=record, record_stride=table.record_stride, store=run.store)
+
+    samples = until(table.duration) if table.duration is not None else _until_known(run, engine, until, windows, say)
+    say(f"umbrella sampling: {len(windows)} windows, {len(samples)} rows")
+    return samples
+
+
+def _until_known(run: Run, engine: Any, until: Callable[[float], BiasedSamples], windows: UmbrellaSampling, say: Say) -> BiasedSamples:
+    """Double the sampling until the largest error below 8 kT is at most the target, or ``max_duration`` is reached."""
+    table = run.config.umbrella
+    assert table is not None
+    target = convert(table.until, "kT", "umbrella.until")
+    duration = 20_000 * engine.time_step
+    limit = table.max_duration or 64 * duration
+    while True:
+        duration = min(duration, limit)
+        samples = until(duration)
+        surface = free_energy_surface(equilibrated(samples), windows.cvs[:2], n_bootstrap=50, seed=run.config.seed)
+        low = surface.free_energy < 8 * surface.kT
+        error = float(np.nanmax(surface.standard_error[low]) / surface.kT)
+        say(f"{duration:g} ps per walker: largest standard error below 8 kT is {error:.2f} kT (target {target:g})")
+        if error <= target or duration >= limit:
+            break
+        duration *= 2
+    if error > target:
+        text = f"the error is {error:.2f} kT after {limit:g} ps per walker, asked for {target:g} kT"
+        finding = Finding("target-not-reached", text, "raise umbrella.max_duration and run again")
+        run.store["findings"] = [[finding.code, finding.message, finding.fix]]
+        say(str(finding))
+    else:
+        run.store["findings"] = []
+    return samples
+
+
+def make_surfaces(run: Run, samples: BiasedSamples, cvs: dict[str, CollectiveVariable], say: Say) -> list[FreeEnergySurface]:
+    """Compute, save and announce the surfaces that ``[surface]`` asks for (default: along the biased CVs)."""
+    table = run.config.surface
+    assert run.config.umbrella is not None
+    wanted = table.along or (tuple(run.config.umbrella.along[:2]),)
+    results = run.path / "results"
+    results.mkdir(exist_ok=True)
+    kept = equilibrated(samples)
+    samples.save(results / "samples.npz")
+    surfaces = []
+    for entry in wanted:
+        names = (entry,) if isinstance(entry, str) else entry
+        basins = {name: Region.parse(text, cvs) for name, text in table.basins.items()}
+        basins = {name: region for name, region in basins.items() if {cv.name for cv in region.cvs} <= set(names)}
+        surface = free_energy_surface(
+            kept, names, estimator=table.estimator, bins=table.bins, n_bootstrap=table.bootstrap, seed=run.config.seed, basins=basins
+        )
+        stem = results / ("free_energy_" + "_".join(names))
+        surface.save(stem.with_suffix(".npz"))
+        surface.to_csv(stem.with_suffix(".csv"))
+        surfaces.append(surface)
+        say(str(surface))
+    write_json(results / "provenance.json", {**run.store.get("provenance"), "engine": run.store.get("engine")})
+    return surfaces
+
+
+@contextmanager
+def _timed(run: Run, stage: str) -> Iterator[None]:
+    run.log(f"{stage}: begin")
+    began = time.perf_counter()
+    try:
+        yield
+    except CouloirError as error:
+        run.log(f"{stage}: {error}")
+        raise
+    finally:
+        run.note_timing(stage, time.perf_counter() - began)
+    run.log(f"{stage}: done")

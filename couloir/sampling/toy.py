@@ -192,7 +192,7 @@ class ToyEngine:
         bias: Bias | Sequence[Bias | None] | None = None,
         record: Sequence[CollectiveVariable] = (),
         tolerance: Any = 1e-6,
-        max_iterations: int = 500,
+        max_iterations: int = 0,
     ) -> list[State]:
         """Return each state at the nearest minimum of potential plus bias (L-BFGS), without velocities.
 
@@ -200,7 +200,7 @@ class ToyEngine:
         ----------
         states, bias, record : as in :meth:`propagate`.
         tolerance : largest force component left, kJ/mol/nm.
-        max_iterations : of the minimizer.
+        max_iterations : 0 minimizes until converged.
         """
         from scipy.optimize import minimize
 
@@ -216,7 +216,7 @@ class ToyEngine:
                 pull, slope = bias_on(one, record, x[None])
                 return float(energy[0] + pull[0]), gradient[0] + slope[0]
 
-            options = {"gtol": limit, "ftol": 0.0, "maxiter": max_iterations}
+            options = {"gtol": limit, "ftol": 0.0, "maxiter": max_iterations or 100_000}
             found = minimize(function, self._coordinates(state), jac=True, method="L-BFGS-B", options=options)
             out.append(State(self._wrap(found.x[None])))
         return out

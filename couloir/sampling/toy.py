@@ -123,6 +123,15 @@ class ToyEngine:
         """Toy systems have none."""
         return
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what produced the numbers, for provenance."""
+        return {
+            "type": "toy", "potential": self.potential.name, "parameters": list(self.potential.parameters),
+            "integrator": "BAOAB" if self.underdamped else "Euler-Maruyama", "kT": self.kT, "temperature": self.temperature,
+            "time_step": self.time_step, "mobility": self._mobility.tolist(), "noise": self._noise.tolist(),
+            "drift": self._drift.tolist(), "platform": "compiled", "precision": "double",
+        }  # fmt: skip
+
     def __str__(self) -> str:
         kind = "BAOAB" if self.underdamped else "overdamped"
         where = f"{self.potential.name} ({', '.join(self.potential.names)})"

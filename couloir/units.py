@@ -69,11 +69,14 @@ def parse_unit(text: str) -> tuple[Dimension, float]:
 
     Raises
     ------
-    UnitError : a unit in the expression is unknown.
+    UnitError : a unit in the expression is unknown, or the expression cannot be read.
     """
     exponents: Counter[str] = Counter()
     factor, sign = 1.0, 1
-    for operator, word in re.findall(r"([*/]?)\s*([^*/\s]+)", text.replace("**", "^").replace("·", "*")):
+    expression = text.replace("**", "^").replace("·", "*").strip()
+    if re.search(r"^[*/]|[*/]\s*[*/]|[*/]$", expression):
+        raise UnitError(f"cannot read the unit {text!r}", 'write units like "ps", "kJ/mol/nm^2" or "1/ps"')
+    for operator, word in re.findall(r"([*/]?)\s*([^*/\s]+)", expression):
         match = re.fullmatch(r"(1|[A-Za-zÅµ]+)(?:\^?([+-]?\d+))?", word)
         if match is None:
             raise UnitError(f"cannot read the unit {text!r}", 'write units like "ps", "kJ/mol/nm^2" or "1/ps"')

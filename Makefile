@@ -20,7 +20,6 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## alanine dipeptide from MD to a free-energy surface and a report
 	$(BIN)/couloir run tutorials/alanine_dipeptide.toml
-	@echo "run directory, with the report: tutorials/alanine_dipeptide.run"
 
 test: $(READY)  ## the test suite (JOBS=2 processes)
 	$(BIN)/python -m pytest -n $(JOBS)

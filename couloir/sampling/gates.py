@@ -68,7 +68,7 @@ class GeometryGates:
         bond_tolerance : largest deviation of a bond from its reference length, nm.
         contact_scale : factor on the smallest allowed distances; below 1 it forgives what minimization can repair.
         """
-        finite = np.isfinite(positions).all(axis=(1, 2))
+        finite = all_finite(positions)
         safe = np.where(finite[:, None, None], positions, 0.0)
         return {
             "finite": finite,
@@ -77,6 +77,11 @@ class GeometryGates:
             "peptide": (_is_trans(safe, self.peptides) == self.trans).all(axis=1),
             "clash": (_distances(safe, self.contacts) >= contact_scale * self.closest).all(axis=1),
         }
+
+
+def all_finite(positions: Array) -> Mask:
+    """Return which structures (n, n_atoms, 3) have finite coordinates only."""
+    return np.array(np.isfinite(positions).all(axis=(1, 2)), dtype=bool)
 
 
 def _neighbours(topology: mdtraj.Topology) -> list[list[int]]:

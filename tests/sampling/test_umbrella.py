@@ -1,0 +1,116 @@
+"""Umbrella windows: placed right, sampled right, resumed exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from couloir.analysis import free_energy_surface
+from couloir.cv import HarmonicBias
+from couloir.cv.geometric import Coordinate, Dihedral
+from couloir.errors import DataError, StoreError
+from couloir.sampling.potentials import double_well, hidden_barrier
+from couloir.sampling.toy import ToyEngine
+from couloir.sampling.umbrella import UmbrellaSampling, stored_frames
+from couloir.store import Store
+from couloir.trajectory import State
+
+X = Coordinate(0, "x")
+
+
+def _engine() -> ToyEngine:
+    return ToyEngine(double_well(barrier=5.0), kT=1.0, time_step=1e-3)
+
+
+def _windows(n: int = 9) -> UmbrellaSampling:
+    return UmbrellaSampling.grid(X, n, 40.0, range=(-1.6, 1.6))
+
+
+def _states(windows: UmbrellaSampling, n: int = 2) -> dict[int, list[State]]:
+    return {w: [State(center[None])] * n for w, center in enumerate(windows.centers)}
+
+
+def test_windows_on_a_circle_are_evenly_spread_and_do_not_meet_twice() -> None:
+    windows = UmbrellaSampling.grid(Dihedral((0, 1, 2, 3), "phi"), 36, "100 kJ/mol/rad^2")
+    gaps = np.diff(np.append(windows.centers[:, 0], windows.centers[0, 0] + 2 * np.pi))
+    np.testing.assert_allclose(gaps, 2 * np.pi / 36)
+    assert windows.windows[3].force_constants == (100.0,)
+
+
+def test_two_cvs_make_a_product_of_windows() -> None:
+    y = Coordinate(1, "y")
+    windows = UmbrellaSampling.grid((X, y), (3, 2), (10.0, 20.0), range=[(0, 2), (-1, 1)])
+    assert windows.centers.tolist() == [[0, -1], [0, 1], [1, -1], [1, 1], [2, -1], [2, 1]]
+    np.testing.assert_allclose(windows.distance(np.array([[1.0, 1.0]]), np.zeros(2)), np.sqrt(10 + 20))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UmbrellaSampling.grid(X, 3, 1.0), "no period"),
+        (lambda: UmbrellaSampling.grid(X, 3, 1.0, range=(1.0, 0.0)), "is empty"),
+        (lambda: UmbrellaSampling.grid(X, 0, 1.0, range=(0.0, 1.0)), "0 windows"),
+        (lambda: UmbrellaSampling.grid(Dihedral((0, 1, 2, 3), "phi"), 3, 1.0, range=(0.0, 4.0)), "leaves the period"),
+        (lambda: UmbrellaSampling(X, []), "at least one window"),
+        (lambda: UmbrellaSampling(X, [HarmonicBias.on(Coordinate(1, "y"), 0.0, 1.0)]), "biases"),
+        (lambda: UmbrellaSampling.grid(X, 3, -1.0, range=(0.0, 1.0)), "negative"),
+    ],
+)
+def test_impossible_windows_are_refused(make: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_umbrella_sampling_recovers_the_exact_surface_within_its_error_bars() -> None:
+    engine, windows = _engine(), _windows()
+    samples = windows.run(engine, _states(windows), 200.0, seed=5, record_stride=0.02)
+    surface = free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), n_bootstrap=60)
+    exact = engine.potential.exact_free_energy(surface.grid[0], kT=1.0)
+    deviation = (surface.free_energy - surface.free_energy.mean()) - (exact - exact.mean())
+    # 40 correlated cells: the root mean square of z stays below 2.2 unless bars or surface are wrong (p < 1e-4).
+    assert np.sqrt(np.mean((deviation / surface.standard_error) ** 2)) < 2.2
+    assert np.abs(deviation).max() < 0.5
+
+
+def test_resumed_and_extended_runs_equal_one_long_run_byte_for_byte(tmp_path: Path) -> None:
+    engine, windows, whole = _engine(), _windows(3), Store()
+    windows.run(engine, _states(windows), 40.0, seed=2, store=whole)
+    with Store(tmp_path / "s.db") as part:
+        windows.run(engine, _states(windows), 10.0, seed=2, store=part)
+    with Store(tmp_path / "s.db") as part:
+        again = _windows(3)
+        samples = again.run(engine, _states(again), 20.0, seed=2, store=part)
+        samples = again.extend(samples, 20.0)
+        assert part.digest("umbrella") == whole.digest("umbrella")
+    assert samples.time.max() == pytest.approx(40.0)
+    assert len(samples) == 3 * 2 * 400
+
+
+def test_a_store_of_another_run_is_refused() -> None:
+    engine, windows, store = _engine(), _windows(3), Store()
+    windows.run(engine, _states(windows), 1.0, seed=2, store=store)
+    with pytest.raises(StoreError, match="different seed"):
+        windows.run(engine, _states(windows), 1.0, seed=3, store=store)
+
+
+def test_every_window_needs_a_seed() -> None:
+    windows = _windows(3)
+    with pytest.raises(DataError, match="no seed for window 2"):
+        windows.run(_engine(), {0: [State(np.zeros((1, 1)))], 1: [State(np.zeros((1, 1)))]}, 1.0, seed=1)
+    with pytest.raises(DataError, match="window 7"):
+        windows.run(_engine(), {7: [State(np.zeros((1, 1)))]}, 1.0, seed=1)
+    with pytest.raises(DataError, match="nothing to extend"):
+        windows.extend(None, 1.0)  # type: ignore[arg-type]
+
+
+def test_frames_are_kept_with_their_windows_and_other_cvs_are_recorded() -> None:
+    engine, store = ToyEngine(hidden_barrier(), kT=1.0, time_step=1e-3), Store()
+    windows = UmbrellaSampling.grid(X, 3, 40.0, range=(-1, 1))
+    starts = {w: [State(np.array([[c[0], 1.0]]))] for w, c in enumerate(windows.centers)}
+    samples = windows.run(engine, starts, 20.0, seed=1, record=(X, Coordinate(1, "y")), store=store)
+    positions, homes = stored_frames(store)
+    assert samples.names == ("x", "y")
+    assert np.bincount(homes).tolist() == [8, 8, 8]
+    np.testing.assert_allclose(positions[0, 0], samples.values[24], rtol=1e-6)

@@ -18,6 +18,7 @@ from couloir.analysis.samples import BiasedSamples
 from couloir.cv import CollectiveVariable, Region
 from couloir.cv.registry import from_config
 from couloir.errors import ConfigError, CouloirError, Finding, nearest
+from couloir.preflight import check, check_model
 from couloir.run import Run, provenance, write_json
 from couloir.sampling.chunks import ChunkedRun, record_steps
 from couloir.sampling.seeding import Seeds, dragged_seeds, load_seeds, save_seeds, seed_windows
@@ -45,13 +46,17 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
         run.store["provenance"] = provenance()
     engine, start = build_engine(run)
     cvs = build_cvs(run, engine.topology)
+    check(run.config, engine, cvs)
+    windows = build_windows(run, engine, cvs) if run.config.umbrella is not None else None
+    if windows is not None and run.config.umbrella is not None and run.config.umbrella.seeding == "model":
+        labels = _labels(run, windows, cvs)
+        check_model(_representation(run, engine, labels), labels)
     say(str(engine))
     surfaces: list[FreeEnergySurface] = []
     with _timed(run, "explore"):
         explored = explore(run, engine, start, cvs, say)
     run.store["engine"] = engine.to_dict()
-    if run.config.umbrella is not None:
-        windows = build_windows(run, engine, cvs)
+    if windows is not None:
         seeds = prepare_seeds(run, engine, start, windows, explored, cvs, say)
         with _timed(run, "umbrella"):
             samples = sample_windows(run, engine, windows, seeds, cvs, say)
@@ -261,7 +266,7 @@ def train_model(
     assert run.config.umbrella is not None
     table = run.config.model
     folder = run.path / "model"
-    label = [cvs[table.label]] if table is not None and table.label is not None else list(windows.cvs)
+    label = _labels(run, windows, cvs)
     if (folder / "model.json").exists():
         return ConditionalSGM.load(folder, label=label)
     sizes = {key: getattr(table, key) for key in ("width", "depth") if table is not None and getattr(table, key) is not None}
@@ -283,6 +288,11 @@ def train_model(
     model.save(folder)
     say(f"model: {model}")
     return model
+
+
+def _labels(run: Run, windows: UmbrellaSampling, cvs: dict[str, CollectiveVariable]) -> list[CollectiveVariable]:
+    table = run.config.model
+    return [cvs[table.label]] if table is not None and table.label is not None else list(windows.cvs)
 
 
 def _representation(run: Run, engine: Any, label: list[CollectiveVariable]) -> Any:

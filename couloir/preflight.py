@@ -1,0 +1,71 @@
+"""What can be wrong with a run file in view of its system, found before the first step of dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from couloir.config import RunConfig
+from couloir.cv import CollectiveVariable, Region
+from couloir.errors import ConfigError, CouloirError, nearest
+from couloir.sampling.engine import steps
+
+
+def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable]) -> None:
+    """Check strides, surfaces and basins of a run file against its engine and CVs.
+
+    Raises
+    ------
+    ConfigError : a stride is no multiple of the time step, a surface is along CVs that are not recorded, a basin cannot be
+        read, or files of frames are given for a system without atoms.
+    """
+    for where, stride in (
+        ("explore.stride", config.explore.stride if config.explore is not None else None),
+        ("umbrella.record_stride", config.umbrella.record_stride if config.umbrella is not None else None),
+    ):
+        if stride is not None:
+            _naming(where, steps, stride, engine.time_step, where)
+    if config.explore is not None and config.explore.files and engine.topology is None:
+        raise ConfigError("explore.files needs a system with atoms; this one has only coordinates", "remove explore.files")
+    if config.umbrella is not None:
+        _check_surfaces(config, cvs)
+
+
+def check_model(representation: Any, labels: Sequence[CollectiveVariable]) -> None:
+    """Check that a model has something to generate: a vector of coordinates that are not all labels.
+
+    Raises
+    ------
+    ConfigError : every coordinate is a label.
+    """
+    periods = getattr(representation, "periods", None)
+    if periods is not None and 0 < len(periods) <= len(labels):
+        raise ConfigError(
+            f"the labels {', '.join(cv.name for cv in labels)} are all the coordinates there are, so a model has nothing to generate",
+            'set umbrella.seeding = "dragged"',
+        )
+
+
+def _check_surfaces(config: RunConfig, cvs: Mapping[str, CollectiveVariable]) -> None:
+    umbrella = config.umbrella
+    assert umbrella is not None
+    recorded = {*umbrella.along, *(cvs if umbrella.record is None else umbrella.record)}
+    for entry in config.surface.along:
+        names = [entry] if isinstance(entry, str) else list(entry)
+        if not 1 <= len(set(names)) == len(names) <= 2:
+            raise ConfigError(f"surface.along has the entry {names}", "give one CV or a pair of two different ones")
+        for name in names:
+            if name not in recorded:
+                raise ConfigError(
+                    f"surface.along names {name!r}, which is not recorded{nearest(name, recorded)}", "add it to umbrella.record"
+                )
+    for name, text in config.surface.basins.items():
+        _naming(f"surface.basins.{name}", Region.parse, text, cvs)
+
+
+def _naming(where: str, function: Any, *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except CouloirError as error:
+        message = error.message if error.message.startswith(where) else f"{where}: {error.message}"
+        raise ConfigError(message, error.fix) from None

@@ -78,8 +78,11 @@ def export(
     from couloir.run import Run
 
     with Run.open(folder) as opened:
-        for path in export_run(opened, to, format):
-            _say(str(path))
+        written = export_run(opened, to, format)
+    for path in written:
+        _say(str(path))
+    if any(path.suffix == ".npz" for path in written):
+        _say("this system has coordinates but no topology: its frames are in npz files instead of trajectories")
 
 
 @app.command()

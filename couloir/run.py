@@ -56,15 +56,14 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the run directory {path}: {error.strerror}", "choose another with --directory") from None
-        with _locked(path):
-            with Store(path / "store.db") as store:
-                if store.series():
-                    _refuse_changes(path, config)
-                else:  # nothing was sampled, perhaps because of a mistake that has been corrected since
-                    store["engine"] = {}
-                _write(path / "run.toml", file.read_text(encoding="utf-8"))
-                store["folder"] = str(file.resolve().parent)
-                yield cls(path, config, store, file.resolve().parent)
+        with _locked(path), Store(path / "store.db") as store:
+            if store.series():
+                _refuse_changes(path, config)
+            else:  # nothing was sampled, perhaps because of a mistake that has been corrected since
+                store["engine"] = {}
+            _write(path / "run.toml", file.read_text(encoding="utf-8"))
+            store["folder"] = str(file.resolve().parent)
+            yield cls(path, config, store, file.resolve().parent)
 
     @classmethod
     @contextmanager

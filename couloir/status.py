@@ -1,0 +1,127 @@
+"""What a run has done so far, as one table; reads the store beside a process that is writing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from couloir.errors import Finding
+from couloir.run import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = tuple[str, str, str]
+
+_TIMINGS = {
+    "explore": ("explore",), "model": ("model",), "seeds": ("seeding",), "umbrella": ("umbrella",), "surfaces": ("analysis",),
+    "report": ("report",),
+}  # fmt: skip
+
+
+def status_table(run: Run) -> Table:
+    """Return a table of the stages of a run: how far each is, what it holds and how long it took.
+
+    Parameters
+    ----------
+    run : opened with :meth:`couloir.run.Run.open`; another process may be working on it.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{run.path}", title_justify="left", caption_justify="left")
+    for column in ("stage", "state", "what there is", "time"):
+        table.add_column(column, justify="right" if column == "time" else "left")
+    timings = run.store.get("timings", {})
+    for stage, state, what in (_explore(run), _model(run), _seeds(run), _umbrella(run), _surfaces(run), _report(run)):
+        seconds = sum(timings.get(name, 0.0) for name in _TIMINGS[stage])
+        table.add_row(stage, state, Text(what), _duration(seconds) if seconds else "")
+    findings = _findings(run)
+    if findings:
+        table.caption = Text("\n".join(map(str, findings)))
+    return table
+
+
+def _explore(run: Run) -> Row:
+    table = run.config.explore
+    if table is None:
+        return "explore", "not asked for", ""
+    return "explore", *_sampled(run, "explore", table.duration / table.walkers, None)
+
+
+def _umbrella(run: Run) -> Row:
+    table = run.config.umbrella
+    if table is None:
+        return "umbrella", "not asked for", ""
+    return "umbrella", *_sampled(run, "umbrella", table.duration, table.until)
+
+
+def _sampled(run: Run, name: str, asked: float | None, until: str | None) -> tuple[str, str]:
+    """Return state and contents of a stage that samples: ``asked`` ps per walker, or until an error is reached."""
+    plan = run.store.get(f"{name}/plan")
+    if plan is None:
+        return "waiting", f"{asked:g} ps per walker asked for" if asked is not None else f"until {until} asked for"
+    stride = plan["record_steps"] * plan["time_step"]
+    records, frames = [], 0
+    for walker in plan["walkers"]:
+        lengths = [(len(chunk["values"]), len(chunk["positions"])) for chunk in run.store.chunks(f"{name}/{walker}")]
+        records.append(sum(n for n, _ in lengths))
+        frames += sum(n for _, n in lengths)
+    low, high = min(records) * stride, max(records) * stride
+    done = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    goal = f"of {asked:g} ps" if asked is not None else f"ps, until {until},"
+    what = f"{done} {goal} per walker; {len(records)} walkers, {sum(records)} records, {frames} frames"
+    finished = low >= asked - stride / 2 if asked is not None else bool(run.store.get("finished"))
+    return "done" if finished else "in progress", what
+
+
+def _model(run: Run) -> Row:
+    umbrella = run.config.umbrella
+    if umbrella is None or umbrella.seeding != "model":
+        return "model", "not asked for", ""
+    if (run.path / "model" / "model.json").exists():
+        return "model", "done", str(run.path / "model")
+    begun = (run.path / "training").exists() or bool(run.store.series("frontier"))
+    return "model", "in progress" if begun else "waiting", ""
+
+
+def _seeds(run: Run) -> Row:
+    if run.config.umbrella is None:
+        return "seeds", "not asked for", ""
+    if run.store.count("seeds") == 0:
+        return "seeds", "waiting", ""
+    data = run.store.chunk("seeds", -1)
+    origins = list(map(str, data["origins"]))
+    kinds = ", ".join(f"{origins.count(kind)} {kind}" for kind in sorted(set(origins)))
+    return "seeds", "done", f"{len(origins)} in {len(set(data['windows'].tolist()))} windows ({kinds})"
+
+
+def _surfaces(run: Run) -> Row:
+    umbrella = run.config.umbrella
+    if umbrella is None:
+        return "surfaces", "not asked for", ""
+    entries = run.config.surface.along or (umbrella.along[:2],)
+    wanted = ["_".join([entry] if isinstance(entry, str) else entry) for entry in entries]
+    there = [name for name in wanted if (run.path / "results" / f"free_energy_{name}.npz").exists()]
+    state = "done" if len(there) == len(wanted) else "in progress" if there else "waiting"
+    return "surfaces", state, ", ".join(there)
+
+
+def _report(run: Run) -> Row:
+    file = run.path / "report.html"
+    return "report", "done" if file.exists() else "waiting", str(file) if file.exists() else ""
+
+
+def _findings(run: Run) -> list[Finding]:
+    from couloir.analysis.surface import FreeEnergySurface
+
+    rows = run.store.chunk("seeds", -1)["findings"].tolist() if run.store.count("seeds") else []
+    found = [Finding(*map(str, row)) for row in [*rows, *run.store.get("findings", [])]]
+    for file in sorted((run.path / "results").glob("free_energy_*.npz")):
+        found += FreeEnergySurface.load(file).findings
+    return list(dict.fromkeys(found))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,11 @@ _HOMES = {
     "OpenMMEngine": "openmm_engine",
     "benchmark_platforms": "platforms",
     "systems": "",
+    "Seeds": "seeding",
+    "UmbrellaSampling": "umbrella",
+    "dragged_seeds": "seeding",
+    "frontier_rounds": "frontier",
+    "seed_windows": "seeding",
 }
 
 

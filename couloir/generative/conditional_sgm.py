@@ -80,8 +80,8 @@ class ConditionalSGM:
         label: CollectiveVariable | Sequence[CollectiveVariable],
         *,
         schedule: NoiseSchedule | None = None,
-        width: int = 256,
-        depth: int = 4,
+        width: int = 128,
+        depth: int = 3,
         impose: bool | Literal["auto"] = "auto",
         drop: float = 0.1,
     ) -> None:

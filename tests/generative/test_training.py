@@ -25,7 +25,7 @@ def linear():
     return network
 
 
-QUICK = TrainingPlan(steps=300, learning_rate=0.05, batch_size=32, evaluations=10)
+QUICK = TrainingPlan(steps=300, learning_rate=0.05, batch_size=32, ema_decay=0.99, evaluations=10)
 
 
 def test_training_finds_a_line_and_keeps_its_best_parameters():
@@ -94,7 +94,12 @@ def test_rows_count_by_their_weight():
     weights = np.where(order.numpy() < 400, 3.0, 1.0)
     network = linear()
     train(
-        network, regression, [d[order] for d in data], TrainingPlan(steps=600, learning_rate=0.02, ema_decay=0.99), seed=1, weights=weights
+        network,
+        regression,
+        [d[order] for d in data],
+        TrainingPlan(steps=600, batch_size=256, learning_rate=0.02, ema_decay=0.99),
+        seed=1,
+        weights=weights,
     )
     assert network.bias.item() == pytest.approx(2, abs=0.15)  # (3 * 1 + 1 * 5) / 4
 
@@ -103,7 +108,7 @@ def test_early_stopping_stops_and_returns_the_best():
     generator = torch.Generator().manual_seed(0)
     data = (torch.randn(60, 8, generator=generator), torch.randn(60, 1, generator=generator))  # nothing to learn but noise
     network = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 1))
-    plan = TrainingPlan(steps=5000, learning_rate=0.01, evaluations=100, patience=4)
+    plan = TrainingPlan(steps=5000, batch_size=256, learning_rate=0.01, evaluations=100, patience=4)
     result = train(network, regression, data, plan, seed=1)
     assert result.stopped_because == "patience"
     assert result.history[-1, 0] < 5000

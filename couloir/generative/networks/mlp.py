@@ -39,7 +39,7 @@ class ScoreMLP(nn.Module):
     numbers: Tensor
     frequencies: Tensor
 
-    def __init__(self, dimension: int, circular: Tensor, condition_dim: int, width: int = 256, depth: int = 4, harmonics: int = 3) -> None:
+    def __init__(self, dimension: int, circular: Tensor, condition_dim: int, width: int = 128, depth: int = 3, harmonics: int = 3) -> None:
         super().__init__()
         self.register_buffer("circular", circular.clone().to(torch.bool), persistent=False)
         self.register_buffer("frequencies", torch.arange(1, 17) * 0.25, persistent=False)

@@ -1,0 +1,228 @@
+"""The figures of a report: functions from results to matplotlib figures, none of which needs a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from couloir.analysis.diagnostics import DISAGREE, LEAST_SAMPLES
+from couloir.analysis.plots import label, plot_convergence, plot_overlap, plot_surface, plot_windows
+from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.surface import FreeEnergySurface
+from couloir.analysis.timeseries import between_walkers, inefficiencies, walkers
+from couloir.report_data import Explored
+from couloir.trajectory import Array
+
+if TYPE_CHECKING:
+    import mdtraj
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from couloir.cv import CollectiveVariable
+    from couloir.sampling.potentials import ToyPotential
+    from couloir.sampling.seeding import Seeds
+
+_LINE = "#1f4e79"
+_SIZE = (5.4, 3.6)
+_POINTS = 300
+_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+"""Paul Tol's bright scheme: told apart by colour-blind readers, on light and on dark pages."""
+
+
+def new(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
+    """Return a figure with one axes, outside pyplot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def surface_figure(surface: FreeEnergySurface) -> Figure:
+    """Draw a surface in kJ/mol with kT on a second axis."""
+    figure, ax = new() if len(surface.grid) == 1 else new((5.4, 4.2))
+    plot_surface(surface, ax)
+    scale = (lambda f: f / surface.kT, lambda f: f * surface.kT)
+    if len(surface.grid) == 1:
+        ax.secondary_yaxis("right", functions=scale).set_ylabel("free energy [kT]")
+        return figure
+    _as_image(ax)
+    bar = figure.axes[-1]
+    bar.set_ylabel("")
+    bar.set_title("kJ/mol", fontsize=9, loc="right")
+    twin = bar.secondary_yaxis("left", functions=scale)
+    bar.set_title("kT", fontsize=9, loc="left")
+    twin.tick_params(labelsize=9)
+    return figure
+
+
+def error_figure(surface: FreeEnergySurface) -> Figure:
+    """Draw the standard error of a 2-D surface."""
+    figure, ax = new((5.4, 4.2))
+    drawn = ax.pcolormesh(*surface.grid, np.ma.masked_invalid(surface.standard_error).T, cmap="magma_r", vmin=0, shading="nearest")
+    drawn.set_rasterized(True)
+    figure.colorbar(drawn, ax=ax, label="standard error [kJ/mol]")
+    ax.set_xlabel(label(surface.names[0], surface.units[0]))
+    ax.set_ylabel(label(surface.names[1], surface.units[1]))
+    return figure
+
+
+def window_figure(samples: BiasedSamples, name: str) -> Figure:
+    """Draw the histogram of every window along one CV."""
+    figure, ax = new()
+    plot_windows(samples, name, ax, bins=90)
+    return figure
+
+
+def overlap_figure(overlap: Array) -> Figure:
+    """Draw the overlap matrix."""
+    figure, ax = new((4.6, 3.9))
+    plot_overlap(overlap, ax)
+    return figure
+
+
+def effective_figure(samples: BiasedSamples) -> Figure:
+    """Draw how many decorrelated samples each window holds."""
+    counts = samples.counts
+    effective = np.divide(counts, inefficiencies(samples), out=np.zeros(len(counts)), where=counts > 0)
+    figure, ax = new()
+    ax.bar(np.arange(len(effective)), effective, width=0.8, color=_LINE)
+    ax.axhline(LEAST_SAMPLES, color="#c8553d", linewidth=1, linestyle="--", label=f"{LEAST_SAMPLES}: the least to trust")
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=1)
+    ax.set_xlabel("window")
+    ax.set_ylabel("effective samples")
+    ax.legend(frameon=False)
+    return figure
+
+
+def convergence_figure(surfaces: Sequence[FreeEnergySurface], labels: Sequence[str]) -> Figure:
+    """Draw surfaces from growing parts of the sampling: lines in 1-D, panels in 2-D."""
+    if len(surfaces[0].grid) == 1:
+        figure, ax = new()
+        plot_convergence(surfaces, labels, ax)
+        return figure
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(surfaces), 2.7), layout="constrained")
+    top = min(float(np.nanmax(surfaces[-1].free_energy)), 16 * surfaces[-1].kT)
+    panels = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
+    for ax, surface, text in zip(panels, surfaces, labels, strict=True):
+        f = np.ma.masked_invalid(np.minimum(surface.free_energy, top)).T
+        ax.pcolormesh(*surface.grid, f, cmap="viridis", vmin=0, vmax=max(top, 1e-9), shading="nearest").set_rasterized(True)
+        ax.set_title(text, fontsize=9)
+        ax.set_xlabel(label(surface.names[0], surface.units[0]))
+    panels[0].set_ylabel(label(surfaces[0].names[1], surfaces[0].units[1]))
+    return figure
+
+
+def suspicious(samples: BiasedSamples, most: int = 6) -> list[tuple[int, str, float]]:
+    """Return (window, CV, scale reduction) where walkers disagree, the worst first."""
+    reduction = np.nan_to_num(between_walkers(samples), nan=1.0)
+    found = [(int(w), samples.names[c], float(reduction[w, c])) for w, c in np.argwhere(reduction > DISAGREE)]
+    return sorted(found, key=lambda entry: -entry[2])[:most]
+
+
+def walkers_figure(samples: BiasedSamples, entries: Sequence[tuple[int, str, float]]) -> Figure:
+    """Draw the time series of all walkers of some windows, one panel per (window, CV)."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(entries))
+    rows = -(-len(entries) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in panels[len(entries) :]:
+        ax.set_axis_off()
+    for ax, (window, name, reduction) in zip(panels, entries, strict=False):
+        members = [rows for w, _, rows in walkers(samples) if w == window]
+        for number, rows_of in enumerate(members):
+            pick = _thin(rows_of)
+            ax.plot(samples.time[pick], samples[name][pick], ".", markersize=2.4, color=_COLORS[number % len(_COLORS)])
+        ax.set_title(f"window {window}, scale reduction {reduction:.2f}", fontsize=9)
+        ax.set_ylabel(label(name, samples.units[samples.column(name)]))
+    for ax in panels[max(0, len(entries) - columns) : len(entries)]:
+        ax.set_xlabel("time [ps]")
+    return figure
+
+
+def explored_figures(explored: Explored) -> tuple[Figure, Figure]:
+    """Draw time series and histograms of the unbiased dynamics, one panel per CV."""
+    from matplotlib.figure import Figure
+
+    n = len(explored.names)
+    series, histograms = (Figure(figsize=(5.4, 1.9 * n + 0.4), layout="constrained") for _ in range(2))
+    pairs = zip(series.subplots(n, 1, sharex=True, squeeze=False)[:, 0], histograms.subplots(n, 1, squeeze=False)[:, 0], strict=True)
+    for c, (over_time, counted) in enumerate(pairs):
+        name, period = label(explored.names[c], explored.units[c]), explored.periods[c]
+        everything = np.concatenate([values[:, c] for values in explored.walkers])
+        limits = (float(everything.min()), float(everything.max()) + 1e-9) if period is None else (-period / 2, period / 2)
+        edges = np.linspace(*limits, 61)
+        for number, values in enumerate(explored.walkers):
+            color = _COLORS[number % len(_COLORS)]
+            pick = _thin(np.arange(len(values)))
+            over_time.plot(explored.stride * (pick + 1), values[pick, c], ".", markersize=2.2, color=color)
+            counted.stairs(np.histogram(values[:, c], edges, density=True)[0], edges, color=color)
+        over_time.set_ylabel(name)
+        over_time.set_ylim(*limits)
+        counted.set_xlabel(name)
+        counted.set_ylabel("density")
+    series.axes[-1].set_xlabel("time [ps]")
+    return series, histograms
+
+
+def chosen_seeds(seeds: Seeds, most: int = 12) -> list[int]:
+    """Return one seed each of up to ``most`` windows, evenly spread."""
+    windows = np.unique(seeds.windows)
+    spread = windows[np.unique(np.linspace(0, len(windows) - 1, min(most, len(windows))).round().astype(int))]
+    return [int(np.flatnonzero(seeds.windows == w)[0]) for w in spread]
+
+
+def molecule_figure(seeds: Seeds, topology: mdtraj.Topology, cvs: Sequence[CollectiveVariable]) -> Figure:
+    """Draw seeds of windows along the CVs as ball-and-stick pictures."""
+    from couloir.molecule_picture import picture_grid
+
+    picked = chosen_seeds(seeds)
+    positions = np.array([seeds.states[i].positions for i in picked])
+    titles = []
+    for row, i in enumerate(picked):
+        values = ", ".join(f"{cv.name} = {cv.evaluate(positions[row : row + 1])[0]:.2f} {cv.unit}".rstrip() for cv in cvs)
+        titles.append(f"{seeds.windows[i]}: {values}" + (" (dragged)" if seeds.origins[i] == "dragged" else ""))
+    atoms = [int(a) for a in getattr(cvs[0], "atoms", ())] if cvs else []
+    return picture_grid(positions, topology, titles, highlight=atoms)
+
+
+def toy_figure(seeds: Seeds, potential: ToyPotential, kT: float) -> Figure:
+    """Draw all seeds of a toy system over its potential, in its first two coordinates (others at their middle)."""
+    x = np.array([state.positions.ravel() for state in seeds.states])
+    figure, ax = new((5.4, 4.0))
+    colors = [_COLORS[0] if origin == "model" else _COLORS[1] for origin in seeds.origins]
+    middle = np.mean(np.asarray(potential.bounds, dtype=float), axis=1)
+    axes = [np.linspace(*limits, 121) for limits in potential.bounds[:2]]
+    points = np.tile(middle, (int(np.prod([len(a) for a in axes])), 1))
+    points[:, : len(axes)] = np.stack([p.ravel() for p in np.meshgrid(*axes, indexing="ij")], axis=1)
+    energy = potential.energy(points).reshape([len(a) for a in axes]) / kT
+    energy = energy - energy.min()
+    ax.set_xlabel(potential.names[0])
+    if potential.n_dim == 1:
+        ax.plot(axes[0], energy, color=_LINE)
+        ax.scatter(x[:, 0], (potential.energy(x) - potential.energy(points).min()) / kT, c=colors, s=18, zorder=3)
+        ax.set_ylabel("potential [kT]")
+        ax.set_ylim(-0.5, min(float(energy.max()), 25.0))
+        return figure
+    drawn = ax.contourf(*axes, np.minimum(energy, 20).T, levels=np.linspace(0, 20, 11), cmap="Greys", alpha=0.75)
+    drawn.set_rasterized(True)
+    figure.colorbar(drawn, ax=ax, label="potential [kT]")
+    ax.scatter(x[:, 0], x[:, 1], c=colors, s=14, linewidths=0.4, edgecolors="white", zorder=3)
+    ax.set_ylabel(potential.names[1])
+    return figure
+
+
+def _thin(rows: Any) -> Any:
+    return rows[:: max(1, -(-len(rows) // _POINTS))]
+
+
+def _as_image(ax: Axes) -> None:
+    # Contours as vectors show seams between levels and take many times the space.
+    for collection in ax.collections:
+        collection.set_rasterized(True)

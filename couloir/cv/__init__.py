@@ -1,5 +1,7 @@
 """What to look along: collective variables, the biases and regions on them."""
 
+from typing import TYPE_CHECKING, Any
+
 from couloir.cv.base import CollectiveVariable, wrap
 from couloir.cv.bias import Bias, FlatBottom, HarmonicBias, SumOfBiases, Tabulated, bias_from_dict
 from couloir.cv.composite import FunctionOfCVs, LinearCombination, PathCV, path_s, path_z
@@ -9,6 +11,10 @@ from couloir.cv.region import Interval, Region
 from couloir.cv.registry import from_config, from_dict
 from couloir.cv.selection import select_atoms
 
+if TYPE_CHECKING:
+    from couloir.cv.diffusion_map import DiffusionCoordinate, DiffusionMap, FittedDiffusionMap
+    from couloir.cv.features import Features
+
 __all__ = [
     "RMSD",
     "Angle",
@@ -16,8 +22,12 @@ __all__ = [
     "CollectiveVariable",
     "Coordinate",
     "CoordinationNumber",
+    "DiffusionCoordinate",
+    "DiffusionMap",
     "Dihedral",
     "Distance",
+    "Features",
+    "FittedDiffusionMap",
     "FlatBottom",
     "FunctionCV",
     "FunctionOfCVs",
@@ -38,3 +48,18 @@ __all__ = [
     "select_atoms",
     "wrap",
 ]
+
+_LAZY = {
+    "DiffusionCoordinate": "couloir.cv.diffusion_map",
+    "DiffusionMap": "couloir.cv.diffusion_map",
+    "Features": "couloir.cv.features",
+    "FittedDiffusionMap": "couloir.cv.diffusion_map",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

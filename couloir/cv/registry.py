@@ -18,6 +18,13 @@ from couloir.units import convert
 if TYPE_CHECKING:
     import mdtraj
 
+
+def _diffusion_coordinate(**fields: Any) -> CollectiveVariable:
+    from couloir.cv.diffusion_map import DiffusionCoordinate
+
+    return DiffusionCoordinate(**fields)
+
+
 _CLASSES: dict[str, Callable[..., CollectiveVariable]] = {
     "distance": Distance,
     "angle": Angle,
@@ -30,6 +37,7 @@ _CLASSES: dict[str, Callable[..., CollectiveVariable]] = {
     "function": FunctionOfCVs,
     "path_s": lambda **fields: PathCV(component="s", **fields),
     "path_z": lambda **fields: PathCV(component="z", **fields),
+    "diffusion_map": _diffusion_coordinate,
 }
 _BACKBONE = {"phi": Dihedral.phi, "psi": Dihedral.psi}
 _CONFIG_KEYS: dict[str, tuple[set[str], set[str]]] = {
@@ -46,6 +54,7 @@ _CONFIG_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "function": ({"of", "function"}, {"unit", "period"}),
     "path_s": ({"of", "nodes"}, {"smoothing"}),
     "path_z": ({"of", "nodes"}, {"smoothing"}),
+    "diffusion_map": ({"features"}, {"index", "select", "alpha", "bandwidth", "landmarks"}),
 }
 """Required and optional keys of a ``[cv.*]`` table by type."""
 
@@ -92,17 +101,16 @@ def from_config(
     """
     where = f"[cv.{name}]"
     kind = _kind(data, _CONFIG_KEYS, where)
-    required, optional = _CONFIG_KEYS[kind]
-    for key in data:
-        if key not in required | optional | {"type"}:
-            raise ConfigError(f"{where} has the unknown key {key!r} for type {kind!r}{nearest(key, required | optional)}")
-    missing = sorted(required - set(data))
-    if missing:
-        raise ConfigError(f"{where} of type {kind!r} lacks {', '.join(missing)}", f"add {missing[0]} = ...")
+    check_keys(kind, data, where)
+    if kind == "diffusion_map":
+        raise ConfigError(
+            f"{where} is a diffusion map, which is learned from the unbiased data of [explore] and cannot be made before",
+            "use couloir.cv.diffusion_map.fit_from_config once there are data",
+        )
     try:
         if kind == "coordinate":
             return Coordinate(int(data["index"]), name, _period(data, "nm"))
-        if "of" in required:
+        if "of" in _CONFIG_KEYS[kind][0]:
             return _composite(kind, data, name, cvs or {})
         if topology is None:
             raise ConfigError("this system has no atoms, only coordinates", 'use type = "coordinate"')
@@ -111,6 +119,17 @@ def from_config(
         raise type(error)(f"{where}: {error.message}", error.fix) from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where} of type {kind!r} has a value that does not fit: {error}") from None
+
+
+def check_keys(kind: str, data: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError unless a ``[cv.*]`` table of type ``kind`` has the keys of that type and no others."""
+    required, optional = _CONFIG_KEYS[kind]
+    for key in data:
+        if key not in required | optional | {"type"}:
+            raise ConfigError(f"{where} has the unknown key {key!r} for type {kind!r}{nearest(key, required | optional)}")
+    missing = sorted(required - set(data))
+    if missing:
+        raise ConfigError(f"{where} of type {kind!r} lacks {', '.join(missing)}", f"add {missing[0]} = ...")
 
 
 def _of_atoms(kind: str, data: Mapping[str, Any], topology: Any, name: str, folder: Path) -> CollectiveVariable:

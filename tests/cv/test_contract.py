@@ -17,8 +17,10 @@ from couloir.cv import (
     CollectiveVariable,
     Coordinate,
     CoordinationNumber,
+    DiffusionMap,
     Dihedral,
     Distance,
+    Features,
     FunctionCV,
     FunctionOfCVs,
     LinearCombination,
@@ -36,6 +38,8 @@ REFERENCE = np.random.default_rng(8).normal(scale=0.4, size=(N_ATOMS, 3))
 MASSES = np.random.default_rng(9).uniform(1, 20, size=N_ATOMS)
 PHI, PSI, BOND = Dihedral((0, 2, 3, 5), "phi"), Dihedral((2, 3, 5, 8), "psi"), Distance((1, 7), "d")
 NODES = [[-3.0, -1.0, 0.3], [-1.0, 0.5, 0.5], [1.5, 2.0, 0.8], [3.1, -2.9, 1.0]]
+LEARNED_FROM = np.random.default_rng(10).normal(scale=0.4, size=(80, N_ATOMS, 3))
+EVERY_FEATURE = Features.torsions(atoms=[PHI.atoms]) + Features.distances(atoms=(1, 4, 7)) + Features.aligned(REFERENCE, atoms=(2, 4, 6, 8))
 
 CVS: list[CollectiveVariable] = [
     BOND,
@@ -56,6 +60,7 @@ CVS: list[CollectiveVariable] = [
     FunctionOfCVs((PHI, PSI), "atan2(sin(phi)+sin(psi), cos(phi)+cos(psi))", "mean_angle", "rad", 2 * math.pi),
     path_s((PHI, PSI, BOND), NODES, name="s"),
     path_z((PHI, PSI, BOND), NODES, name="z"),
+    DiffusionMap(EVERY_FEATURE, bandwidth=20.0).fit(LEARNED_FROM, seed=1).coordinate(1, "discovered"),
     FunctionCV(lambda x: (x[:, 0] * x[:, 1]).sum(-1) + x[:, 4, 2] ** 3, "user_torch"),
     FunctionCV(lambda x: np.sin(x[:, 0, 0]) * x[:, 1, 1] ** 2, "user_numpy", backend="numpy", atoms=(2, 6, 7)),
 ]

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks import tables
+from couloir.analysis import FreeEnergySurface
 from couloir.analysis.diagnostics import __doc__ as diagnostics
 from couloir.config import RunConfig, parse_config
 from couloir.cv.registry import _CONFIG_KEYS
@@ -152,3 +153,27 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         assert not loads, f"{page.name} loads {loads}"
         assert 'class="arithmatex"' not in text, f"{page.name} holds a formula that was not converted"
     assert "<math" in (tmp_path / "site" / "theory" / "umbrella_and_reweighting.html").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_readme_runs_to_a_surface() -> None:
+    code = next(code for page, code in blocks("python") if page == "README.md")
+    smaller = {
+        'time_step="2 fs"': 'time_step="2 fs", platform="Reference", workers=1',
+        '"2 ns"': '"4 ps"',
+        '"1 ps"': '"0.02 ps"',
+        "fit(md, seed=1)": "fit(md, seed=1, plan=TrainingPlan(steps=50))",
+        "n_windows=36": "n_windows=4",
+        "per_window=2": "per_window=1",
+        '"100 kJ/mol/rad^2"': '"5 kJ/mol/rad^2"',
+        '"400 ps"': '"2 ps"',
+        'surface.barrier("C7eq", "alphaL"), ': "",
+    }
+    for full, small in smaller.items():
+        assert full in code
+        code = code.replace(full, small)
+    names: dict[str, object] = {}
+    exec("from couloir.generative import TrainingPlan\n" + code, names)
+    surface = names["surface"]
+    assert isinstance(surface, FreeEnergySurface)
+    assert surface.names == ("phi",)
+    assert "few-effective-samples" in {finding.code for finding in surface.warnings}

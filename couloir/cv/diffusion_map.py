@@ -47,7 +47,7 @@ _GAP = 1.5
 class DiffusionCoordinate(CollectiveVariable):
     """One coordinate of a fitted diffusion map, as a CV: zero mean and unit variance over the data it was learned from.
 
-    As a bias it runs through OpenMM's PythonForce (see :mod:`couloir.cv.custom`), at 0.3 to 1 ms per step.
+    As a bias it runs through OpenMM's PythonForce (see :mod:`couloir.cv.custom`), at 1 to 3 ms per step with 1000 landmarks.
 
     Attributes
     ----------

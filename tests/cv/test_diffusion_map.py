@@ -17,6 +17,9 @@ from couloir.cv import DiffusionMap, Dihedral, Features, HarmonicBias, check_gra
 from couloir.cv.diffusion_map import choose_bandwidth, fit_from_config, plan_from_config
 from couloir.cv.features import features_from_config
 from couloir.errors import ConfigError, DataError, SelectionError
+from couloir.generative.conditional_sgm import ConditionalSGM
+from couloir.generative.representation import Vector
+from couloir.generative.training import TrainingPlan
 
 PLANE = Features.coordinates((0, 1))
 
@@ -304,3 +307,14 @@ def test_bad_data_are_refused_with_a_reason(wells):
 def test_importing_couloir_cv_does_not_import_what_diffusion_maps_need():
     code = "import sys, couloir.cv; print([m for m in ('pydiffmap', 'sklearn', 'scipy.sparse', 'torch', 'openmm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_score_model_generates_at_values_of_a_discovered_coordinate(wells, tmp_path):
+    data, fitted = wells
+    cv = fitted.coordinate()
+    model = ConditionalSGM(Vector(), label=cv, width=64, depth=2).fit(data, seed=1, plan=TrainingPlan(steps=300, batch_size=256))
+    model.save(tmp_path)
+    for value in (-1.0, 0.0, 1.0):
+        made = cv.evaluate(ConditionalSGM.load(tmp_path).sample(value, 300, seed=2))
+        assert np.median(made) == pytest.approx(value, abs=0.15)
+        assert made.std() < 0.4

@@ -29,6 +29,7 @@ _OTHER = "#c86fa0"
 _RADII = {"H": 0.021, "C": 0.034, "N": 0.034, "O": 0.034, "S": 0.042, "P": 0.042}
 _STICK = 0.0115
 _HIGHLIGHT = "#f2a900"
+_CAPTION = "#7b8794"  # readable on light and on dark pages
 _SHOWN_WITH_HYDROGENS = 80
 _SOLVENT = {"HOH", "WAT", "SOL", "TIP3", "NA", "CL", "K", "NA+", "CL-", "K+"}
 
@@ -116,7 +117,8 @@ def picture_grid(
     columns = min(columns, len(frames))
     rows = -(-len(frames) // columns)
     shape = float(np.clip((high[1] - low[1]) / (high[0] - low[0]), 0.45, 1.3))
-    figure = Figure(figsize=(columns * size, rows * (size * shape + 0.28)), layout="constrained")
+    lines = max(title.count("\n") + 1 for title in titles)
+    figure = Figure(figsize=(columns * size, rows * (size * shape + 0.1 + 0.17 * lines)), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in panels[len(frames) :]:
         ax.set_axis_off()
@@ -124,7 +126,7 @@ def picture_grid(
         draw_molecule(ax, frame, elements, bonds, highlight=[number[i] for i in highlight if i in number])
         ax.set_xlim(low[0], high[0])
         ax.set_ylim(low[1], high[1])
-        ax.set_title(title, fontsize=8.5, pad=2)
+        ax.set_title(title, fontsize=8, pad=2, color=_CAPTION)
     return figure
 
 

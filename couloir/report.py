@@ -42,6 +42,8 @@ def write_report(run: Run, path: str | Path | None = None) -> Path:
     StoreError : the file cannot be written.
     """
     target = run.path / "report.html" if path is None else Path(path)
+    if not target.parent.is_dir():
+        raise StoreError(f"cannot write the report {target}: there is no folder {target.parent}", "make it, or choose another path")
     data = read_run(run)
     with web.figure_style():
         text = _page(data).render()
@@ -105,14 +107,15 @@ def _summary(page: Page, data: RunData) -> None:
     page.add(f"<h1>{web.escape(page.title)}</h1>", state)
     method = f"umbrella windows along {', '.join(data.along)}" if data.along else "unbiased dynamics"
     text = f"{_system_name(data)} at {thermal}: {method}, {_time(total)} simulated in total."
-    page.add(web.paragraph(text + "".join(f" {line}." for line in answers[:3]), "answer"))
+    note = " (± one standard error)" if answers else ""
+    page.add(web.paragraph(text + "".join(f" {line}." for line in answers[:2]) + note, "answer"))
     items = [("temperature", thermal), ("unbiased dynamics", _time(unbiased))]
     if data.along:
         n_windows = data.samples.n_windows if data.samples is not None else "not started"
         items += [("in windows, all walkers", _time(data.sampled)), ("windows", str(n_windows))]
     page.add(web.numbers(items))
-    if len(answers) > 3:
-        page.add("<ul>" + "".join(f"<li>{web.escape(line)}</li>" for line in answers[3:12]) + "</ul>")
+    if len(answers) > 2:
+        page.add("<ul>" + "".join(f"<li>{web.escape(line)}</li>" for line in answers[2:12]) + "</ul>")
     page.add(*(web.paragraph(note, "soft") for note in data.notes))
 
 
@@ -133,7 +136,7 @@ def _answers(surface: FreeEnergySurface) -> list[str]:
 def _both(value: float, error: float, kT: float) -> str:
     spread = " ± unknown" if not np.isfinite(error) else f" ± {error:.2g}"
     thermal = "" if not np.isfinite(error) else f" ± {error / kT:.2g}"
-    return f"{value:.3g}{spread} kJ/mol ({value / kT:.3g}{thermal} kT; ± is one standard error)"
+    return f"{value:.3g}{spread} kJ/mol ({value / kT:.3g}{thermal} kT)"
 
 
 def _warnings(page: Page, data: RunData, extra: list[Finding]) -> None:
@@ -197,7 +200,7 @@ def _surfaces(page: Page, data: RunData, comparisons: list[str]) -> None:
         page.add(web.paragraph("Provisional: computed for this report from what the windows hold so far.", "soft"))
     for surface, comparison in zip(data.surfaces, comparisons, strict=True):
         along = ", ".join(surface.names)
-        drawn = [page.vector(figures.surface_figure(surface), _caption(surface), wide=False)]
+        drawn = [page.vector(figures.surface_figure(surface), _caption(surface))]
         if len(surface.grid) == 2 and np.isfinite(surface.standard_error).any():
             drawn.append(page.vector(figures.error_figure(surface), f"Standard error of the surface along {along}."))
         page.add(web.grid(*drawn), web.paragraph(comparison))
@@ -207,7 +210,7 @@ def _surfaces(page: Page, data: RunData, comparisons: list[str]) -> None:
 
 def _caption(surface: FreeEnergySurface) -> str:
     place = ", ".join(f"{n} = {v:.3g} {u}".rstrip() for n, v, u in zip(surface.names, surface.minimum(), surface.units, strict=True))
-    band = "The band is the 95 % interval. " if len(surface.grid) == 1 else "White: no samples. "
+    band = "The band is the 95 % interval. " if len(surface.grid) == 1 else "Blank: no samples. "
     return f"Free energy along {', '.join(surface.names)} ({surface.estimator.upper()}). {band}Minimum at {place}."
 
 
@@ -276,15 +279,20 @@ def _convergence(page: Page, data: RunData) -> None:
         labels = [f"{100 * f:.0f} % ({_time(f * data.kept.time.max())} per walker)" for f in _PARTS]
         names = ", ".join(surface.names)
         text = f"Surface along {names} from the first part of every walker's time."
-        drawn.append(page.vector(figures.convergence_figure(parts, labels), text, wide=len(surface.grid) == 2))
+        drawn.append(page.vector(figures.convergence_figure(parts, labels), text))
         rows.append((names, *(f"{part.rmse(parts[-1], below=_BELOW) / surface.kT:.2f}" for part in parts[:-1])))
     page.add(web.grid(*drawn))
     page.add(web.paragraph(f"Root mean square difference from the final surface where that is below {_BELOW:g} kT, in kT:"))
     page.add(web.table(("surface along", *header), rows))
     entries = figures.suspicious(data.kept)
     if entries:
-        text = "Walkers that sample different values in the same window (one colour each): a hidden barrier keeps them apart."
-        page.add(page.vector(figures.walkers_figure(data.kept, entries), text, wide=True))
+        page.add(
+            web.paragraph("Walkers that sample different values in the same window (one colour each): a hidden barrier keeps them apart.")
+        )
+        page.add(web.grid(*(
+            page.vector(figures.walkers_figure(data.kept, w, name), f"Window {w}: {name}, scale reduction {r:.2f}.")
+            for w, name, r in entries
+        )))  # fmt: skip
     elif len(np.unique(data.kept.walker)) > len(np.unique(data.kept.window)):
         page.add(web.paragraph("Walkers of the same window agree in every recorded CV."))
     else:

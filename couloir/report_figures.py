@@ -48,12 +48,12 @@ def surface_figure(surface: FreeEnergySurface) -> Figure:
         ax.secondary_yaxis("right", functions=scale).set_ylabel("free energy [kT]")
         return figure
     _as_image(ax)
-    bar = figure.axes[-1]
-    bar.set_ylabel("")
-    bar.set_title("kJ/mol", fontsize=9, loc="right")
-    twin = bar.secondary_yaxis("left", functions=scale)
-    bar.set_title("kT", fontsize=9, loc="left")
-    twin.tick_params(labelsize=9)
+    from matplotlib.ticker import MaxNLocator
+
+    bar = ax.collections[0].colorbar
+    bar.locator = MaxNLocator(7)
+    bar.update_ticks()
+    bar.ax.secondary_yaxis("left", functions=scale).set_ylabel("[kT]", labelpad=1)
     return figure
 
 
@@ -77,8 +77,10 @@ def window_figure(samples: BiasedSamples, name: str) -> Figure:
 
 def overlap_figure(overlap: Array) -> Figure:
     """Draw the overlap matrix."""
-    figure, ax = new((4.6, 3.9))
+    figure, ax = new((5.4, 4.2))
     plot_overlap(overlap, ax)
+    _whole_numbers(ax.xaxis)
+    _whole_numbers(ax.yaxis)
     return figure
 
 
@@ -90,7 +92,10 @@ def effective_figure(samples: BiasedSamples) -> Figure:
     ax.bar(np.arange(len(effective)), effective, width=0.8, color=_LINE)
     ax.axhline(LEAST_SAMPLES, color="#c8553d", linewidth=1, linestyle="--", label=f"{LEAST_SAMPLES}: the least to trust")
     ax.set_yscale("log")
-    ax.set_ylim(bottom=1)
+    # Plain numbers: the labels of powers are mathematics, which the report leaves off for the sake of names.
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.set_ylim(1, 4 * max(float(effective.max()), LEAST_SAMPLES))
+    _whole_numbers(ax.xaxis)
     ax.set_xlabel("window")
     ax.set_ylabel("effective samples")
     ax.legend(frameon=False)
@@ -105,15 +110,17 @@ def convergence_figure(surfaces: Sequence[FreeEnergySurface], labels: Sequence[s
         return figure
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6 * len(surfaces), 2.7), layout="constrained")
+    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
     top = min(float(np.nanmax(surfaces[-1].free_energy)), 16 * surfaces[-1].kT)
-    panels = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
-    for ax, surface, text in zip(panels, surfaces, labels, strict=True):
+    panels = figure.subplots(-(-len(surfaces) // 2), 2, sharex=True, sharey=True, squeeze=False)
+    for ax, surface, text in zip(panels.ravel(), surfaces, labels, strict=False):
         f = np.ma.masked_invalid(np.minimum(surface.free_energy, top)).T
         ax.pcolormesh(*surface.grid, f, cmap="viridis", vmin=0, vmax=max(top, 1e-9), shading="nearest").set_rasterized(True)
         ax.set_title(text, fontsize=9)
-        ax.set_xlabel(label(surface.names[0], surface.units[0]))
-    panels[0].set_ylabel(label(surfaces[0].names[1], surfaces[0].units[1]))
+    for ax in panels[-1]:
+        ax.set_xlabel(label(surfaces[0].names[0], surfaces[0].units[0]))
+    for ax in panels[:, 0]:
+        ax.set_ylabel(label(surfaces[0].names[1], surfaces[0].units[1]))
     return figure
 
 
@@ -124,25 +131,15 @@ def suspicious(samples: BiasedSamples, most: int = 6) -> list[tuple[int, str, fl
     return sorted(found, key=lambda entry: -entry[2])[:most]
 
 
-def walkers_figure(samples: BiasedSamples, entries: Sequence[tuple[int, str, float]]) -> Figure:
-    """Draw the time series of all walkers of some windows, one panel per (window, CV)."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(entries))
-    rows = -(-len(entries) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.1 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in panels[len(entries) :]:
-        ax.set_axis_off()
-    for ax, (window, name, reduction) in zip(panels, entries, strict=False):
-        members = [rows for w, _, rows in walkers(samples) if w == window]
-        for number, rows_of in enumerate(members):
-            pick = _thin(rows_of)
-            ax.plot(samples.time[pick], samples[name][pick], ".", markersize=2.4, color=_COLORS[number % len(_COLORS)])
-        ax.set_title(f"window {window}, scale reduction {reduction:.2f}", fontsize=9)
-        ax.set_ylabel(label(name, samples.units[samples.column(name)]))
-    for ax in panels[max(0, len(entries) - columns) : len(entries)]:
-        ax.set_xlabel("time [ps]")
+def walkers_figure(samples: BiasedSamples, window: int, name: str) -> Figure:
+    """Draw the time series of one CV for all walkers of a window."""
+    figure, ax = new((5.4, 2.6))
+    members = [rows for w, _, rows in walkers(samples) if w == window]
+    for number, rows in enumerate(members):
+        pick = _thin(rows)
+        ax.plot(samples.time[pick], samples[name][pick], ".", markersize=2.6, color=_COLORS[number % len(_COLORS)])
+    ax.set_xlabel("time [ps]")
+    ax.set_ylabel(label(name, samples.units[samples.column(name)]))
     return figure
 
 
@@ -187,7 +184,8 @@ def molecule_figure(seeds: Seeds, topology: mdtraj.Topology, cvs: Sequence[Colle
     titles = []
     for row, i in enumerate(picked):
         values = ", ".join(f"{cv.name} = {cv.evaluate(positions[row : row + 1])[0]:.2f} {cv.unit}".rstrip() for cv in cvs)
-        titles.append(f"{seeds.windows[i]}: {values}" + (" (dragged)" if seeds.origins[i] == "dragged" else ""))
+        origin = "" if seeds.origins[i] == "model" else f" ({seeds.origins[i]})"
+        titles.append(f"window {seeds.windows[i]}{origin}\n{values}")
     atoms = [int(a) for a in getattr(cvs[0], "atoms", ())] if cvs else []
     return picture_grid(positions, topology, titles, highlight=atoms)
 
@@ -220,6 +218,12 @@ def toy_figure(seeds: Seeds, potential: ToyPotential, kT: float) -> Figure:
 
 def _thin(rows: Any) -> Any:
     return rows[:: max(1, -(-len(rows) // _POINTS))]
+
+
+def _whole_numbers(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _as_image(ax: Axes) -> None:

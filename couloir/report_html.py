@@ -45,6 +45,7 @@ p { margin: .5rem 0; max-width: 48rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.2rem; align-items: start; }
 figure { margin: .8rem 0; } figure.wide { grid-column: 1 / -1; }
 figure svg, figure img { display: block; width: 100%; height: auto; } figure:not(.wide) svg { max-width: 36rem; }
+figure img { min-width: 34rem; }
 figure svg text { font-family: inherit !important; }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: .35rem; max-width: 48rem; }
 .scroll { overflow-x: auto; margin: .7rem 0; }
@@ -97,7 +98,8 @@ class Page:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, transparent=True, metadata={"Software": None})
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        return _figure(f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">', caption, True)
+        image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        return _figure(f'<div class="scroll">{image}</div>', caption, True)
 
     def render(self) -> str:
         """Return the whole document."""

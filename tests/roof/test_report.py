@@ -284,14 +284,31 @@ def test_text_that_looks_like_markup_is_escaped(toy_run, tmp_path, monkeypatch):
     assert page.words.count('alert("x")') >= 4
 
 
-def test_findings_recorded_by_the_run_are_shown(toy_run, tmp_path):
+def test_the_seed_table_says_how_many_candidates_failed_which_gate(toy_run, tmp_path, monkeypatch):
+    import couloir.report as module
+
+    tally = {"generated": np.full(8, 6), "clash": np.arange(8) % 2, "passed": 6 - np.arange(8) % 2}
+
+    def from_model(run):
+        data = read_run(run)
+        return replace(data, seeds=replace(data.seeds, tally=tally, origins=("model",) * 15 + ("dragged",)), surfaces=())
+
+    monkeypatch.setattr(module, "read_run", from_model)
+    with Run.open(toy_run) as run:
+        page = read(write_report(run, tmp_path / "seeds.html"))
+    assert "16 seeds in 8 windows: 15 model, 1 dragged." in page.words
+    assert "generated 48 100 % failed first at: clash 4 8 % passed every gate 44 92 %" in page.words
+
+
+def test_findings_recorded_by_the_run_come_first(toy_run, tmp_path):
     copy = tmp_path / "copy.run"
     shutil.copytree(toy_run, copy)
     with Store(copy / "store.db") as store:
         store["findings"] = [["target-not-reached", "the error is 3 kT", "run longer"]]
     with Run.open(copy) as run:
-        page = read(write_report(run))
-    assert page.words.index("target-not-reached the error is 3 kT") < page.words.index("Free energy along x (WHAM)")
+        findings = read_run(run).findings
+    assert findings[0] == Finding("target-not-reached", "the error is 3 kT", "run longer")
+    assert len(findings) > 1
 
 
 def test_a_report_that_cannot_be_written_says_where(toy_run, tmp_path):

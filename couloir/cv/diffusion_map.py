@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from couloir.cv import _diffusion
 from couloir.cv._native import check_name, constant
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.features import Features, features_from_config
-from couloir.errors import ConfigError, CouloirError, DataError, Finding, ModelError
+from couloir.errors import ConfigError, CouloirError, DataError, Finding
 from couloir.streams import stream
 from couloir.trajectory import Array, Trajectory
 
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 4096
 """Frames evaluated at once: 4096 x 1000 landmarks x 8 bytes = 33 MB."""
-_LINK = np.log(1e3)
-"""Landmarks are connected where the kernel is above 1e-3."""
-_RARE = 0.01
-"""A disconnected set with fewer than this share of the frames is set aside, not an error."""
-_GAP = 1.5
-"""A ratio of neighbouring timescales below this is no gap."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +137,12 @@ class FittedDiffusionMap:
     @property
     def timescales(self) -> Array:
         """Relaxation times -eps / ln(lambda) (n_coordinates,) of the walk, in squared units of the features; only ratios mean much."""
-        return _timescales(self.eigenvalues, self.bandwidth)
+        return _diffusion.timescales(self.eigenvalues, self.bandwidth)
 
     @property
     def gaps(self) -> Array:
         """Ratios of neighbouring timescales (n_coordinates - 1,)."""
-        return _gaps(self.eigenvalues, self.bandwidth)
+        return _diffusion.gaps(self.eigenvalues, self.bandwidth)
 
     @property
     def suggested(self) -> int:
@@ -193,7 +188,7 @@ class DiffusionMap:
     features : what frames are compared by.
     n_coordinates : how many coordinates to compute (at least 2, to see a gap).
     alpha : 1 forgets the density of the data, 1/2 follows its free energy (see the module).
-    bandwidth : eps in squared units of the features, or ``"auto"``: see :func:`choose_bandwidth`.
+    bandwidth : eps in squared units of the features, or ``"auto"``: see :func:`couloir.cv._diffusion.choose_bandwidth`.
     n_landmarks : frames that stand for all others; with fewer frames than this, all are landmarks.
     selection : landmarks by ``"farthest"`` point, which keeps rare structures, or ``"random"``.
 
@@ -233,28 +228,28 @@ class DiffusionMap:
         DataError : too few frames, or frames that are not finite or all the same, or that fall into disconnected sets.
         """
         y = self._features_of(data)
-        picks, counts = _landmarks(y, min(self.n_landmarks, len(y)), self.selection == "farthest", stream(seed, "diffusion_map"))
-        squared = _squared_distances(y[picks])
-        epsilon = choose_bandwidth(squared) if self.bandwidth == "auto" else float(self.bandwidth)
-        kept, warnings = _connected(squared < 4 * epsilon * _LINK, counts, epsilon)
+        picks, counts = _diffusion.landmarks(y, min(self.n_landmarks, len(y)), self.selection == "farthest", stream(seed, "diffusion_map"))
+        squared = _diffusion.squared_distances(y[picks])
+        epsilon = _diffusion.choose_bandwidth(squared) if self.bandwidth == "auto" else float(self.bandwidth)
+        kept, warnings = _diffusion.connected(squared, counts, epsilon)
         picks, counts, squared = picks[kept], counts[kept], squared[np.ix_(kept, kept)]
         if len(picks) < self.n_coordinates + 2:
             raise DataError(f"only {len(picks)} different frames are left for {self.n_coordinates} coordinates", "give more data")
         q = np.exp(-squared / (4 * epsilon)) @ counts
         log_weights = np.log(counts) - self.alpha * np.log(q)
-        transition = _transition_matrix(y[picks], counts, q, self.alpha, epsilon)
-        eigenvalues, psi = _slowest(transition, self.n_coordinates)
+        transition = _diffusion.transition_matrix(y[picks], counts, q, self.alpha, epsilon)
+        eigenvalues, psi = _diffusion.slowest(transition, self.n_coordinates)
         if eigenvalues[-1] < 1e-6:
             raise DataError(f"the bandwidth {epsilon:.3g} leaves fewer than {self.n_coordinates} coordinates", "make it smaller")
         raw = psi / eigenvalues
         everywhere = np.concatenate(
             [nystroem(y[i : i + _CHUNK], y[picks], log_weights, raw, epsilon, np) for i in range(0, len(y), _CHUNK)]
         )
-        mean, scale = everywhere.mean(axis=0), everywhere.std(axis=0) * _signs(everywhere, y)
-        warnings += _spectral_findings(eigenvalues, epsilon, everywhere)
+        mean, scale = everywhere.mean(axis=0), everywhere.std(axis=0) * _diffusion.signs(everywhere, y)
+        warnings += _diffusion.spectral_findings(eigenvalues, epsilon, everywhere)
         return FittedDiffusionMap(
             self.features, y[picks], log_weights, epsilon, eigenvalues, (psi - mean) / scale, (raw - mean) / scale,
-            2 * _slope(squared, epsilon), len(y), tuple(warnings),
+            2 * _diffusion.kernel_slope(squared, epsilon), len(y), tuple(warnings),
         )  # fmt: skip
 
     def _features_of(self, data: Array | Trajectory) -> Array:
@@ -345,132 +340,3 @@ def fit_from_config(
 ) -> DiffusionCoordinate:
     """Learn the CV of a table ``[cv.NAME]`` of type ``diffusion_map`` from unbiased positions (n_frames, n_atoms, 3)."""
     return plan_from_config(table, topology, name).fit(positions, seed=seed)[1]
-
-
-def choose_bandwidth(squared_distances: Array) -> float:
-    """Return eps where the kernel sum grows fastest, d log S / d log eps, but no less than the scale of near neighbours.
-
-    The first is the rule of Berry, Giannakis & Harlim (Phys. Rev. E 91, 032915 (2015), sec. III), S = sum_ij k_ij.  The second
-    gives 95 % of the landmarks eight neighbours with a kernel above 1/e: without it, points in sparse regions become traps
-    of the walk, and the slowest coordinates tell them from the rest.
-
-    Parameters
-    ----------
-    squared_distances : (n, n) between landmarks.
-    """
-    rows = squared_distances[:: max(1, len(squared_distances) // 400)]
-    neighbour = min(8, len(squared_distances) - 1)
-    near = float(np.quantile(np.partition(rows, neighbour, axis=1)[:, neighbour], 0.95))
-    top = float(rows.max())
-    floor = max(near, 1e-9 * top) / 4
-    grid = np.geomspace(floor / 16, top, 80)
-    return max(floor, float(grid[np.argmax([_slope(rows, epsilon) for epsilon in grid])]))
-
-
-def _slope(squared: Array, epsilon: float) -> float:
-    u = squared / (4 * epsilon)
-    kernel = np.exp(-u)
-    return float((u * kernel).sum() / kernel.sum())
-
-
-def _squared_distances(y: Array) -> Array:
-    norms = (y * y).sum(axis=1)
-    squared = np.maximum(norms[:, None] + norms - 2 * y @ y.T, 0)
-    np.fill_diagonal(squared, 0)
-    return np.asarray((squared + squared.T) / 2)
-
-
-def _landmarks(y: Array, n: int, farthest: bool, rng: np.random.Generator) -> tuple[Any, Array]:
-    """Return indices of n landmarks (fewer if there are fewer different frames) and how many frames are nearest to each."""
-    order = rng.permutation(len(y))
-    norms = (y * y).sum(axis=1)
-    best, owner, picks = np.full(len(y), np.inf), np.zeros(len(y), dtype=np.intp), [int(order[0])]
-    while True:
-        squared = np.maximum(norms + norms[picks[-1]] - 2 * (y @ y[picks[-1]]), 0)
-        squared[picks[-1]] = 0
-        closer = squared < best
-        best[closer], owner[closer] = squared[closer], len(picks) - 1
-        following = int(np.argmax(best)) if farthest else int(order[len(picks) % len(y)])
-        if len(picks) == n or (farthest and best[following] < 1e-20 * norms.max()):
-            break
-        picks.append(following)
-    counts = np.bincount(owner, minlength=len(picks)).astype(np.float64)
-    used = counts > 0  # a random landmark may repeat another frame
-    return np.array(picks)[used], counts[used]
-
-
-def _connected(linked: Any, counts: Array, epsilon: float) -> tuple[Any, list[Finding]]:
-    """Return the landmarks to keep; sets that hold few frames are left out with a finding, larger ones are an error."""
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import connected_components
-
-    n_sets, of = connected_components(csr_array(linked), directed=False)
-    shares = np.bincount(of, counts, n_sets) / counts.sum()
-    largest = int(np.argmax(shares))
-    if n_sets == 1:
-        return np.flatnonzero(of == largest), []
-    shown = ", ".join(f"{share:.1%}" for share in np.sort(shares)[::-1][:5])
-    if (shares >= _RARE).sum() > 1:
-        raise DataError(
-            f"the data fall into {n_sets} sets that the kernel does not connect at bandwidth {epsilon:.3g} (shares of frames: {shown})",
-            "simulate until they are connected, learn each by itself, leave out a feature that separates them, or widen the bandwidth",
-        )
-    message = f"{1 - shares[largest]:.2%} of the frames, in {n_sets - 1} set(s), are not connected to the rest and were left out"
-    return np.flatnonzero(of == largest), [Finding("disconnected-frames", message, "sample more around them")]
-
-
-def _transition_matrix(y: Array, counts: Array, q: Array, alpha: float, epsilon: float) -> Array:
-    import pydiffmap.diffusion_map as pydiffmap
-
-    remaining = iter(counts)  # pydiffmap asks for weights point by point, in order
-    walk = pydiffmap.DiffusionMap.from_sklearn(
-        alpha=alpha, k=len(y), epsilon=epsilon, weight_fxn=lambda _: next(remaining), density_fxn=lambda _: q,
-        neighbor_params={"algorithm": "brute"},
-    ).construct_Lmat(y)  # fmt: skip
-    transition = np.eye(len(y)) + epsilon * walk.L.toarray()
-    if not np.isfinite(transition).all():
-        raise ModelError("the transition matrix of the diffusion map is not finite", "give a larger bandwidth")
-    return np.asarray(transition)
-
-
-def _slowest(transition: Array, n: int) -> tuple[Array, Array]:
-    """Return the n largest eigenvalues below 1 and right eigenvectors of a reversible transition matrix."""
-    from scipy.linalg import eigh
-
-    # detailed balance pi_i P_ij = pi_j P_ji makes sqrt(P_ij P_ji) a symmetric matrix with the same eigenvalues
-    size = len(transition)
-    values, vectors = eigh(np.sqrt(np.maximum(transition * transition.T, 0)), subset_by_index=[size - n - 1, size - 1])
-    # its eigenvector of eigenvalue 1 is sqrt(pi), by which the others are divided
-    psi = vectors[:, :-1] / vectors[:, -1:]
-    return values[:-1][::-1], psi[:, ::-1]
-
-
-def _signs(values: Array, y: Array) -> Array:
-    """Return +-1 per coordinate so that it grows with the feature it is most correlated with."""
-    centred = y - y.mean(axis=0)
-    spread = centred.std(axis=0)
-    correlation = centred.T @ (values - values.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)[:, None]
-    strongest = correlation[np.argmax(np.abs(correlation), axis=0), np.arange(values.shape[1])]
-    return np.where(strongest < 0, -1.0, 1.0)
-
-
-def _spectral_findings(eigenvalues: Array, epsilon: float, values: Array) -> list[Finding]:
-    found = []
-    if (largest := _gaps(eigenvalues, epsilon).max()) < _GAP:
-        message = f"no gap among the {len(eigenvalues)} timescales (largest ratio {largest:.2f})"
-        found.append(Finding("no-spectral-gap", message, "choose other features, or check what a coordinate means"))
-    squares = np.sort((values - values.mean(axis=0)) ** 2, axis=0)
-    shares = squares[-max(1, len(squares) // 100) :].sum(axis=0) / squares.sum(axis=0)
-    for i in np.flatnonzero(shares > 0.5):
-        message = f"half of the variance of coordinate {i + 1} comes from one frame in a hundred: it tells a few frames from the rest"
-        found.append(Finding("coordinate-of-few-frames", message, "sample more around them, or give a larger bandwidth"))
-    return found
-
-
-def _timescales(eigenvalues: Array, epsilon: float) -> Array:
-    return np.asarray(-epsilon / np.log(np.clip(eigenvalues, 1e-12, 1 - 1e-15)))
-
-
-def _gaps(eigenvalues: Array, epsilon: float) -> Array:
-    times = _timescales(eigenvalues, epsilon)
-    return np.asarray(times[:-1] / times[1:])

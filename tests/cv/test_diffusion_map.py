@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from couloir.cv import DiffusionMap, Dihedral, Features, HarmonicBias, check_gradient, from_config, from_dict
-from couloir.cv.diffusion_map import choose_bandwidth, fit_from_config, plan_from_config
+from couloir.cv._diffusion import choose_bandwidth
+from couloir.cv.diffusion_map import fit_from_config, plan_from_config
 from couloir.cv.features import features_from_config
 from couloir.errors import ConfigError, DataError, SelectionError
 from couloir.generative.conditional_sgm import ConditionalSGM

@@ -136,8 +136,8 @@ class UmbrellaTable(_Table):
     def _one_end(self) -> UmbrellaTable:
         if (self.duration is None) == (self.until is None):
             raise ValueError('give either duration = "400 ps" or until = "0.25 kT"')
-        if self.until is not None:
-            convert(self.until, "kT", "until")
+        if self.until is not None and convert(self.until, "kT", "until") <= 0:
+            raise ValueError(f'until = {self.until!r} is not positive: give an error to reach, such as "0.25 kT"')
         return self
 
 
@@ -254,7 +254,7 @@ def _where(location: Sequence[str | int]) -> str:
 
 
 def _table_of(location: Sequence[str | int]) -> type[BaseModel] | None:
-    if len(location) == 1:
+    if len(location) <= 1:
         return RunConfig
     tables: dict[str, type[BaseModel]] = {
         "system": SystemTable, "engine": EngineTable, "explore": ExploreTable, "model": ModelTable,

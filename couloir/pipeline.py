@@ -73,6 +73,8 @@ def build_engine(run: Run) -> tuple[Any, State]:
     system, table = run.config.system, run.config.engine
     if system.name in LIBRARY:
         return _toy_engine(run, LIBRARY[system.name])
+    if system.name is not None and system.name not in _molecules():
+        raise ConfigError(f"system.name = {system.name!r} is unknown{nearest(system.name, [*_molecules(), *LIBRARY])}")
     if table.kT is not None:
         raise ConfigError(f"engine.kT belongs to toy systems ({', '.join(LIBRARY)})", "set engine.temperature for a molecule")
     from couloir.sampling.openmm_engine import OpenMMEngine
@@ -100,16 +102,19 @@ def _toy_engine(run: Run, make: Callable[..., Any]) -> tuple[Any, State]:
     return engine, start
 
 
+def _molecules() -> list[str]:
+    from couloir.sampling import systems
+    from couloir.sampling.potentials import LIBRARY
+
+    return [name for name in systems.__all__ if name not in LIBRARY and name not in ("alkane", "structure_file")]
+
+
 def _molecule(run: Run) -> Any:
     from couloir.sampling import systems
     from couloir.sampling.molecule import MolecularSystem
-    from couloir.sampling.potentials import LIBRARY
 
     system = run.config.system
     if system.name is not None:
-        molecules = [name for name in systems.__all__ if name not in LIBRARY and name not in ("alkane", "structure_file")]
-        if system.name not in molecules:
-            raise ConfigError(f"system.name = {system.name!r} is unknown{nearest(system.name, [*molecules, *LIBRARY])}")
         return getattr(systems, system.name)(**({} if system.solvent is None else {"solvent": system.solvent}))
     options: dict[str, Any] = {
         "constraints": system.constraints, "nonbonded_cutoff": system.nonbonded_cutoff, "hydrogen_mass": system.hydrogen_mass,

@@ -7,6 +7,7 @@ from typing import Any
 
 from couloir.config import RunConfig
 from couloir.cv import CollectiveVariable, Region
+from couloir.cv.geometric import Coordinate
 from couloir.errors import ConfigError, CouloirError, nearest
 from couloir.sampling.engine import steps
 
@@ -16,8 +17,8 @@ def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable])
 
     Raises
     ------
-    ConfigError : a stride is no multiple of the time step, a surface is along CVs that are not recorded, a basin cannot be
-        read, or files of frames are given for a system without atoms.
+    ConfigError : a stride is no multiple of the time step, a coordinate does not exist, a surface is along CVs that are not
+        recorded, a basin cannot be read, or files of frames are given for a system without atoms.
     """
     for where, stride in (
         ("explore.stride", config.explore.stride if config.explore is not None else None),
@@ -27,6 +28,10 @@ def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable])
             _naming(where, steps, stride, engine.time_step, where)
     if config.explore is not None and config.explore.files and engine.topology is None:
         raise ConfigError("explore.files needs a system with atoms; this one has only coordinates", "remove explore.files")
+    n_dim = 3 if engine.topology is not None else engine.potential.n_dim
+    for name, cv in cvs.items():
+        if isinstance(cv, Coordinate) and cv.index >= n_dim:
+            raise ConfigError(f"[cv.{name}]: index = {cv.index}, but the system has {n_dim} coordinates", f"use 0 ... {n_dim - 1}")
     if config.umbrella is not None:
         _check_surfaces(config, cvs)
 

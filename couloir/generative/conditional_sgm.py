@@ -293,8 +293,7 @@ class FittedConditionalSGM:
         jacobian = -self.representation.log_volume(x)
         for index in self.imposed:
             if index is not None:
-                zero, step = self.representation.standardize(index, np.array([0.0, 1e-3]))
-                jacobian = jacobian - np.log((step - zero) / 1e-3)
+                jacobian = jacobian + np.log(self.representation.scale_of(index))
         return jacobian
 
     def _complete(self, free: Tensor, values: Array) -> Array:

@@ -43,7 +43,7 @@ class _Table(BaseModel):
 
 
 class SystemTable(_Table):
-    """``[system]``: exactly one of ``name``, ``pdb``, ``prtmop``, ``top``."""
+    """``[system]``: exactly one of ``name``, ``pdb``, ``prmtop``, ``top``."""
 
     name: str | None = None
     solvent: Literal["vacuum", "obc2", "tip3p"] | None = None

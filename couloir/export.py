@@ -54,12 +54,12 @@ def export_run(run: Run, to: Path | None = None, format: str = "dcd") -> list[Pa
 
 class _Exporter:
     def __init__(self, run: Run, folder: Path, format: str) -> None:
-        from couloir.pipeline import build_cvs, build_engine
+        from couloir.build import build_engine, stored_cvs
 
         self.run, self.folder, self.format = run, folder, format
         engine, self.start = build_engine(run)
         self.topology: Any = engine.topology
-        self.cvs = build_cvs(run, engine.topology)
+        self.cvs = stored_cvs(run, engine.topology)
         self.written: list[Path] = []
 
     def everything(self, plans: dict[str, dict[str, Any]]) -> list[Path]:

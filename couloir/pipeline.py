@@ -15,9 +15,9 @@ import numpy as np
 
 from couloir.analysis import equilibrated, free_energy_surface
 from couloir.analysis.samples import BiasedSamples
+from couloir.build import build_cvs, build_engine, build_representation, build_windows, learn_cvs, model_labels
 from couloir.cv import CollectiveVariable, Region
-from couloir.cv.registry import from_config
-from couloir.errors import ConfigError, CouloirError, Finding, nearest
+from couloir.errors import ConfigError, CouloirError, Finding
 from couloir.preflight import check, check_model
 from couloir.run import Run, provenance, write_json
 from couloir.sampling.chunks import ChunkedRun, record_steps
@@ -44,19 +44,19 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     """
     if run.store.get("provenance") is None:
         run.store["provenance"] = provenance()
+    run.store["finished"] = False
     engine, start = build_engine(run)
-    cvs = build_cvs(run, engine.topology)
-    check(run.config, engine, cvs)
-    windows = build_windows(run, engine, cvs) if run.config.umbrella is not None else None
-    if windows is not None and run.config.umbrella is not None and run.config.umbrella.seeding == "model":
-        labels = _labels(run, windows, cvs)
-        check_model(_representation(run, engine, labels), labels)
+    known = build_cvs(run, engine.topology)
+    check(run.config, engine, known)
+    _check_what_can_be(run, engine, known)
     say(str(engine))
-    surfaces: list[FreeEnergySurface] = []
     with _timed(run, "explore"):
-        explored = explore(run, engine, start, cvs, say)
+        explored = explore(run, engine, start, known, say)
     run.store["engine"] = engine.to_dict()
-    if windows is not None:
+    surfaces: list[FreeEnergySurface] = []
+    if run.config.umbrella is not None:
+        cvs = learn_cvs(run, engine.topology, known, explored)
+        windows = build_windows(run, engine, cvs)
         seeds = prepare_seeds(run, engine, start, windows, explored, cvs, say)
         with _timed(run, "umbrella"):
             samples = sample_windows(run, engine, windows, seeds, cvs, say)
@@ -66,104 +66,15 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     return surfaces
 
 
-def build_engine(run: Run) -> tuple[Any, State]:
-    """Return the engine a run file asks for and the state it starts from."""
-    from couloir.sampling.potentials import LIBRARY
-
-    system, table = run.config.system, run.config.engine
-    if system.name in LIBRARY:
-        return _toy_engine(run, LIBRARY[system.name])
-    if system.name is not None and system.name not in _molecules():
-        raise ConfigError(f"system.name = {system.name!r} is unknown{nearest(system.name, [*_molecules(), *LIBRARY])}")
-    if table.kT is not None:
-        raise ConfigError(f"engine.kT belongs to toy systems ({', '.join(LIBRARY)})", "set engine.temperature for a molecule")
-    from couloir.sampling.openmm_engine import OpenMMEngine
-
-    molecule = _molecule(run)
-    # Platforms differ in rounding and speeds fluctuate: a run stays on the platform that was chosen for it.
-    platform = run.store.get("engine", {}).get("platform", table.platform) if table.platform == "auto" else table.platform
-    engine = OpenMMEngine(
-        molecule, table.temperature, table.time_step or 0.002, table.friction or 1.0, platform=platform, workers=table.workers
-    )
-    return engine, molecule.state
-
-
-def _toy_engine(run: Run, make: Callable[..., Any]) -> tuple[Any, State]:
-    from couloir.sampling.toy import ToyEngine
-
-    table, parameters = run.config.engine, run.config.system.parameters
-    try:
-        potential = make(**parameters)
-    except TypeError as error:
-        raise ConfigError(f"system.parameters do not fit {make.__name__}: {error}") from None
-    engine = ToyEngine(potential, kT=table.kT or 1.0, time_step=table.time_step or 1e-3, friction=table.friction, threads=table.workers)
-    center = np.mean(np.asarray(potential.bounds, dtype=float), axis=1)
-    (start,) = engine.minimize([State(center[None])])
-    return engine, start
-
-
-def _molecules() -> list[str]:
-    from couloir.sampling import systems
-    from couloir.sampling.potentials import LIBRARY
-
-    return [name for name in systems.__all__ if name not in LIBRARY and name not in ("alkane", "structure_file")]
-
-
-def _molecule(run: Run) -> Any:
-    from couloir.sampling import systems
-    from couloir.sampling.molecule import MolecularSystem
-
-    system = run.config.system
-    if system.name is not None:
-        return getattr(systems, system.name)(**({} if system.solvent is None else {"solvent": system.solvent}))
-    options: dict[str, Any] = {
-        "constraints": system.constraints, "nonbonded_cutoff": system.nonbonded_cutoff, "hydrogen_mass": system.hydrogen_mass,
-    }  # fmt: skip
-    if system.pdb is not None:
-        force_field = tuple(str(run.folder / f) if (run.folder / f).exists() else f for f in system.force_field)
-        return MolecularSystem.from_pdb(run.folder / system.pdb, force_field, add_hydrogens=system.add_hydrogens, **options)
-    if system.prmtop is not None and system.inpcrd is not None:
-        files = run.folder / system.prmtop, run.folder / system.inpcrd
-        return MolecularSystem.from_amber(*files, implicit_solvent=system.implicit_solvent, **options)
-    assert system.top is not None
-    assert system.gro is not None
-    return MolecularSystem.from_gromacs(run.folder / system.top, run.folder / system.gro, **options)
-
-
-def build_cvs(run: Run, topology: Any) -> dict[str, CollectiveVariable]:
-    """Return the CVs of the ``[cv.*]`` tables, by name and in order."""
-    cvs: dict[str, CollectiveVariable] = {}
-    for name, table in run.config.cv.items():
-        cvs[name] = from_config(table, topology, name, cvs=cvs, folder=run.folder)
-    return cvs
-
-
-def build_windows(run: Run, engine: Any, cvs: dict[str, CollectiveVariable]) -> UmbrellaSampling:
-    """Return the windows of ``[umbrella]``; without a force constant, neighbours one window width apart."""
+def _check_what_can_be(run: Run, engine: Any, known: dict[str, CollectiveVariable]) -> None:
+    """Build windows and representation before any dynamics, as far as they do not wait for a CV to be learned."""
     table = run.config.umbrella
-    assert table is not None
-    along = [cvs[name] for name in table.along]
-    numbers = list(table.windows) * (len(along) if len(table.windows) == 1 else 1)
-    ranges = [(low, high) for low, high in table.range] if table.range is not None else [None] * len(along)
-    if len(numbers) != len(along) or len(ranges) != len(along):
-        raise ConfigError(f"umbrella.along has {len(along)} CVs, windows {len(numbers)} entries, range {len(ranges)}", "give one per CV")
-    grid_range: Any = ranges[0] if len(along) == 1 else ranges
-    constants: Any = table.force_constant
-    if constants is None:
-        trial = UmbrellaSampling.grid(along, numbers, 1.0, grid_range)
-        constants = [_spaced_constant(np.unique(trial.centers[:, i].round(12)), cv, engine.kT) for i, cv in enumerate(along)]
-    elif isinstance(constants, tuple):
-        constants = list(constants)
-    return UmbrellaSampling.grid(along, numbers, constants, grid_range)
-
-
-def _spaced_constant(centers: Array, cv: CollectiveVariable, kT: float) -> float:
-    """Force constant that makes a flat window's standard deviation equal the spacing, so neighbours share 60 % of their area."""
-    if len(centers) > 1:
-        return float(kT / np.diff(centers).min() ** 2)
-    if cv.period is not None:
-        return float(kT / (cv.period / 6) ** 2)
-    raise ConfigError(f"a single window along {cv.name} has no spacing", "give umbrella.force_constant")
+    if table is None or not set(table.along) <= set(known):
+        return
+    windows = build_windows(run, engine, known)
+    if table.seeding == "model" and (run.config.model is None or run.config.model.label in {None, *known}):
+        labels = model_labels(run, windows, known)
+        check_model(build_representation(run, engine, labels), labels)
 
 
 def explore(run: Run, engine: Any, start: State, cvs: dict[str, CollectiveVariable], say: Say) -> Array:
@@ -271,12 +182,12 @@ def train_model(
     assert run.config.umbrella is not None
     table = run.config.model
     folder = run.path / "model"
-    label = _labels(run, windows, cvs)
+    label = model_labels(run, windows, cvs)
     if (folder / "model.json").exists():
         return ConditionalSGM.load(folder, label=label)
     sizes = {key: getattr(table, key) for key in ("width", "depth") if table is not None and getattr(table, key) is not None}
     limits = {key: getattr(table, key) for key in ("steps", "max_minutes") if table is not None and getattr(table, key) is not None}
-    untrained = ConditionalSGM(_representation(run, engine, label), label=label, **sizes)
+    untrained = ConditionalSGM(build_representation(run, engine, label), label=label, **sizes)
     plan = TrainingPlan(**limits)
     seed = integer_seed(run.config.seed, "model")
     if run.config.umbrella.frontier:
@@ -293,29 +204,6 @@ def train_model(
     model.save(folder)
     say(f"model: {model}")
     return model
-
-
-def _labels(run: Run, windows: UmbrellaSampling, cvs: dict[str, CollectiveVariable]) -> list[CollectiveVariable]:
-    table = run.config.model
-    return [cvs[table.label]] if table is not None and table.label is not None else list(windows.cvs)
-
-
-def _representation(run: Run, engine: Any, label: list[CollectiveVariable]) -> Any:
-    from couloir.generative.internal import InternalCoordinates
-    from couloir.generative.representation import Cartesian, Vector
-
-    table = run.config.model
-    kind = table.representation if table is not None else None
-    if kind is None:
-        kind = "vector" if engine.topology is None else "internal"
-    if kind == "vector":
-        return Vector(periods=tuple(engine.potential.periods)) if engine.topology is None else Vector()
-    if engine.topology is None:
-        raise ConfigError(f"model.representation = {kind!r} needs a molecule", 'use representation = "vector" for toy systems')
-    if kind == "cartesian":
-        return Cartesian(engine.topology)
-    torsions = [cv.atoms for cv in label if hasattr(cv, "atoms") and len(cv.atoms) == 4]
-    return InternalCoordinates(engine.topology, torsions=torsions)
 
 
 def sample_windows(

@@ -105,7 +105,8 @@ def read_run(run: Run) -> RunData:
     elif stored is not None:
         samples, stale = stored, True
     table: tuple[WalkerEquilibration, ...] = ()
-    kept, surfaces = None, ()
+    kept: BiasedSamples | None = None
+    surfaces: tuple[FreeEnergySurface, ...] = ()
     if samples is not None:
         table = tuple(equilibration(samples))
         kept = equilibrated(samples, list(table))
@@ -148,12 +149,12 @@ def stored_samples(run: Run, cvs: dict[str, CollectiveVariable]) -> BiasedSample
 
 
 def _system(run: Run, notes: list[str]) -> tuple[Any, dict[str, CollectiveVariable]]:
-    from couloir.pipeline import build_cvs, build_engine
+    from couloir.build import build_engine, stored_cvs
 
     built = _try(notes, "the system (no pictures of it, and CVs without units)", lambda: build_engine(run)[0])
     if built is None:
         return None, {}
-    return built, _try(notes, "the CVs", lambda: build_cvs(run, built.topology)) or {}
+    return built, _try(notes, "the CVs", lambda: stored_cvs(run, built.topology)) or {}
 
 
 def _try(notes: list[str], what: str, read: Any) -> Any:

@@ -51,6 +51,7 @@ def surface_figure(surface: FreeEnergySurface) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     bar = ax.collections[0].colorbar
+    assert bar is not None
     bar.locator = MaxNLocator(7)
     bar.update_ticks()
     bar.ax.secondary_yaxis("left", functions=scale).set_ylabel("[kT]", labelpad=1)

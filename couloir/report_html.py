@@ -65,7 +65,7 @@ def figure_style() -> Iterator[None]:
     import matplotlib
 
     colors = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    options: dict[str, Any] = dict.fromkeys(colors, _INK)
+    options: Any = dict.fromkeys(colors, _INK)
     options |= {"svg.fonttype": "none", "svg.hashsalt": "couloir", "text.parse_math": False, "font.size": 10.0, "font.family": "sans-serif"}
     options |= {"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 9.0, "axes.linewidth": 0.8}
     with matplotlib.rc_context(options):

@@ -12,12 +12,13 @@ import pytest
 from rich.console import Console
 
 from couloir.analysis.samples import BiasedSamples
+from couloir.build import build_cvs, build_engine, build_windows
 from couloir.config import read_config
 from couloir.doctor import examine
 from couloir.errors import ConfigError
 from couloir.export import export_run
 from couloir.init import write_run_file
-from couloir.pipeline import build_cvs, build_engine, build_windows, execute
+from couloir.pipeline import execute
 from couloir.preflight import check
 from couloir.run import Run
 from couloir.sampling import systems

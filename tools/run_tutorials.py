@@ -33,10 +33,14 @@ def execute(notebook: Path, folder: Path) -> str | None:
 
 
 def main(names: list[str]) -> int:
-    """Run the named notebooks, or all; returns the number that failed."""
+    """Run the named notebooks, or all; returns the number that failed (1 when there is nothing to run)."""
     os.environ.setdefault("COULOIR_TUTORIAL_SCALE", "ci")
     os.environ.setdefault("MPLBACKEND", "agg")
     notebooks = [FOLDER / name for name in names] or sorted(FOLDER.glob("*.ipynb"))
+    missing = [notebook.name for notebook in notebooks if not notebook.exists()]
+    if missing or not notebooks:
+        print(f"no notebook {', '.join(missing) or '*.ipynb'} in {FOLDER}", file=sys.stderr)
+        return 1
     failed = 0
     for notebook in notebooks:
         start = time.perf_counter()
@@ -48,8 +52,6 @@ def main(names: list[str]) -> int:
         if problem is not None:
             print(problem, file=sys.stderr)
             failed += 1
-    if not notebooks:
-        print(f"no notebooks in {FOLDER}")
     return failed
 
 

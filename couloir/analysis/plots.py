@@ -21,6 +21,12 @@ _LINE = "#1f4e79"
 def _axes(ax: Axes | None, size: tuple[float, float] = (6.0, 4.0)) -> Axes:
     if ax is not None:
         return ax
+    import matplotlib
+
+    if matplotlib.is_interactive():  # a notebook or an interactive session: pyplot is what shows the figure there
+        import matplotlib.pyplot
+
+        return matplotlib.pyplot.subplots(figsize=size, layout="constrained")[1]
     # A Figure of its own, outside pyplot: needs no display and is freed with its last reference.
     from matplotlib.figure import Figure
 

@@ -27,7 +27,7 @@ from couloir.errors import DataError, SimulationError, nearest
 from couloir.sampling import toy_kernels
 from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
 from couloir.sampling.potentials import ToyPotential
-from couloir.sampling.toy_terms import Compiled, bias_on, check_biases, compile_walkers
+from couloir.sampling.toy_terms import Compiled, biases_on, check_biases, compile_walkers
 from couloir.trajectory import Array, Series, State, Trajectory
 from couloir.units import GAS_CONSTANT, convert
 
@@ -222,7 +222,7 @@ class ToyEngine:
 
             def function(x: Array, one: Bias | None = one) -> tuple[float, Array]:
                 energy, gradient = self.potential.energy_and_gradient(x[None])
-                pull, slope = bias_on(one, record, x[None])
+                pull, slope = biases_on([one], record, x[None])
                 return float(energy[0] + pull[0]), gradient[0] + slope[0]
 
             options = {"gtol": limit, "ftol": 0.0, "maxiter": max_iterations or 100_000}
@@ -301,18 +301,13 @@ class ToyEngine:
     ) -> None:  # fmt: skip
         """The compiled loop in NumPy, for CVs, biases and regions that are not made of coordinates."""
         _, _, _, driven, drift, _, c = self._arguments()
-        groups: dict[int, list[int]] = {}
-        for w, walker in enumerate(walkers):
-            groups.setdefault(id(task.biases[walker]), []).append(w)
+        biased = any(task.biases[walker] is not None for walker in walkers)
 
         def force(y: Array, live: Ints) -> tuple[Array, Array]:
             energy, gradient = self.potential.energy_and_gradient(y[live])
             f = drift - np.where(driven, 0.0, gradient)
-            for members in groups.values():
-                rows = np.flatnonzero(np.isin(live, members))
-                one = task.biases[walkers[members[0]]]
-                if len(rows) and one is not None:
-                    f[rows] -= bias_on(one, task.record, y[live[rows]])[1]
+            if biased:
+                f -= biases_on([task.biases[walker] for walker in walkers[live]], task.record, y[live])[1]
             return energy, f
 
         y, u, live = x.copy(), v.copy(), np.arange(len(x))

@@ -82,15 +82,24 @@ def check_biases(biases: Sequence[Bias | None], record: Sequence[CollectiveVaria
                 )
 
 
-def bias_on(bias: Bias | None, record: Sequence[CollectiveVariable], x: Array) -> tuple[Array, Array]:
-    """Return energy (n,) and gradient (n, n_dim) of a bias at coordinates x (n, n_dim)."""
-    if bias is None:
-        return np.zeros(len(x)), np.zeros_like(x)
+def biases_on(biases: Sequence[Bias | None], record: Sequence[CollectiveVariable], x: Array) -> tuple[Array, Array]:
+    """Return energy (n,) and gradient (n, n_dim) of one bias per row at coordinates x (n, n_dim).
+
+    Each CV is evaluated once on all rows that are biased along it: a call costs far more than a row.
+    """
+    energy, gradient = np.zeros(len(x)), np.zeros_like(x)
     cvs = {cv.name: cv for cv in record}
-    parts = [cvs[name].value_and_gradient(x[:, None, :]) for name in bias.names]
-    values = np.stack([value for value, _ in parts], axis=1)
-    slopes = bias.gradient(values)
-    return bias.energy(values), np.asarray(sum(slopes[:, k, None] * g[:, 0, :] for k, (_, g) in enumerate(parts)))
+    for names in {one.names for one in biases if one is not None}:
+        rows = [i for i, one in enumerate(biases) if one is not None and one.names == names]
+        parts = [cvs[name].value_and_gradient(x[rows][:, None, :]) for name in names]
+        values = np.stack([value for value, _ in parts], axis=1)
+        for at, i in enumerate(rows):
+            one = biases[i]
+            assert one is not None
+            slopes = one.gradient(values[at : at + 1])[0]
+            energy[i] = one.energy(values[at : at + 1])[0]
+            gradient[i] = sum(slopes[k] * g[at, 0] for k, (_, g) in enumerate(parts))
+    return energy, gradient
 
 
 def _terms(bias: Bias | None, index: dict[str, int]) -> list[tuple[float, ...]] | None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from couloir.cv import CollectiveVariable
-from couloir.cv.diffusion_map import fit_from_config, plan_from_config
+from couloir.cv.diffusion_map import plan_from_config
+from couloir.cv.geometric import Coordinate
 from couloir.cv.registry import from_config, from_dict
 from couloir.errors import ConfigError, nearest
 from couloir.run import Run
@@ -18,6 +19,8 @@ from couloir.trajectory import Array, State
 
 LEARNED = ("diffusion_map",)
 """Types of CV that are learned from the unbiased data."""
+EXPLORED_PERCENTILES = (1.0, 99.0)
+"""Of the unbiased data, what windows without a range span."""
 
 
 def build_engine(run: Run) -> tuple[Any, State]:
@@ -85,21 +88,32 @@ def _molecule(run: Run) -> Any:
 
 
 def build_cvs(run: Run, topology: Any) -> dict[str, CollectiveVariable]:
-    """Return the CVs of the ``[cv.*]`` tables by name and in order; those to be learned from data are checked, not made."""
+    """Return the CVs of the ``[cv.*]`` tables by name and in order; those that wait for data are checked, not made."""
     cvs: dict[str, CollectiveVariable] = {}
+    waiting: dict[str, CollectiveVariable] = {}
     for name, table in run.config.cv.items():
         if table.get("type") in LEARNED:
             plan_from_config(table, topology, name)
+            waiting[name] = stand_in(name)
+            continue
+        made = from_config(table, topology, name, cvs=cvs | waiting, folder=run.folder)
+        if set(table.get("of", ())) & set(waiting):
+            waiting[name] = stand_in(name)
         else:
-            cvs[name] = from_config(table, topology, name, cvs=cvs, folder=run.folder)
+            cvs[name] = made
     return cvs
+
+
+def stand_in(name: str) -> CollectiveVariable:
+    """Return a CV that takes the place of one that is not learned yet, where only its name matters."""
+    return Coordinate(0, name)
 
 
 def stored_cvs(run: Run, topology: Any) -> dict[str, CollectiveVariable]:
     """Return the CVs of a run that exist so far: those of its tables, and those already learned."""
-    cvs = build_cvs(run, topology)
-    learned = {name: run.store.get(f"learned/{name}") for name in run.config.cv if name not in cvs}
-    return cvs | {name: from_dict(data) for name, data in learned.items() if data is not None}
+    known = build_cvs(run, topology)
+    missing = {n for n, t in run.config.cv.items() if t.get("type") in LEARNED and run.store.get(f"learned/{n}") is None}
+    return known if missing else learn_cvs(run, topology, known, np.empty((0, 0, 3)))
 
 
 def learn_cvs(run: Run, topology: Any, cvs: dict[str, CollectiveVariable], frames: Array) -> dict[str, CollectiveVariable]:
@@ -113,26 +127,45 @@ def learn_cvs(run: Run, topology: Any, cvs: dict[str, CollectiveVariable], frame
     for name, table in run.config.cv.items():
         if name in cvs:
             out[name] = cvs[name]
-            continue
-        stored = run.store.get(f"learned/{name}")
-        if stored is None:
-            if len(frames) == 0:
-                raise ConfigError(f"[cv.{name}] is learned from data, and there are none", "add [explore]")
-            coordinate = fit_from_config(table, topology, frames, name, seed=integer_seed(run.config.seed, "cv", name))
-            run.store[f"learned/{name}"] = stored = coordinate.to_dict()
-        out[name] = from_dict(stored)
+        elif table.get("type") in LEARNED:
+            out[name] = _learned(run, topology, name, frames)
+        else:
+            out[name] = from_config(table, topology, name, cvs=out, folder=run.folder)
     return out
 
 
-def build_windows(run: Run, engine: Any, cvs: dict[str, CollectiveVariable]) -> UmbrellaSampling:
-    """Return the windows of ``[umbrella]``; without a force constant, neighbours one window width apart."""
+def _learned(run: Run, topology: Any, name: str, frames: Array) -> CollectiveVariable:
+    stored = run.store.get(f"learned/{name}")
+    if stored is None:
+        if len(frames) == 0:
+            raise ConfigError(f"[cv.{name}] is learned from data, and there are none", "add [explore]")
+        plan = plan_from_config(run.config.cv[name], topology, name)
+        fitted, coordinate = plan.fit(frames, seed=integer_seed(run.config.seed, "cv", name))
+        run.note_findings(name, fitted.warnings)
+        run.log(str(fitted))
+        run.store[f"learned/{name}"] = stored = coordinate.to_dict()
+    return from_dict(stored)
+
+
+def build_windows(run: Run, engine: Any, cvs: dict[str, CollectiveVariable], frames: Array | None = None) -> UmbrellaSampling:
+    """Return the windows of ``[umbrella]``.
+
+    Without a force constant, neighbours are one window width apart.  Without a range, windows along a CV that has no
+    period span ``EXPLORED_PERCENTILES`` of its values in the unbiased data.
+
+    Parameters
+    ----------
+    frames : (n, n_atoms, 3) unbiased data; None (before there are any) puts windows that wait for them anywhere.
+
+    Raises
+    ------
+    ConfigError : a range is missing and there are, or will be, no unbiased data.
+    """
     table = run.config.umbrella
     assert table is not None
     along = [cvs[name] for name in table.along]
     numbers = list(table.windows) * (len(along) if len(table.windows) == 1 else 1)
-    ranges = [(low, high) for low, high in table.range] if table.range is not None else [None] * len(along)
-    if len(numbers) != len(along) or len(ranges) != len(along):
-        raise ConfigError(f"umbrella.along has {len(along)} CVs, windows {len(numbers)} entries, range {len(ranges)}", "give one per CV")
+    ranges: list[Any] = list(table.range) if table.range is not None else [_explored_range(run, cv, frames) for cv in along]
     grid_range: Any = ranges[0] if len(along) == 1 else ranges
     constants: Any = table.force_constant
     if constants is None:
@@ -141,6 +174,24 @@ def build_windows(run: Run, engine: Any, cvs: dict[str, CollectiveVariable]) -> 
     elif isinstance(constants, tuple):
         constants = list(constants)
     return UmbrellaSampling.grid(along, numbers, constants, grid_range)
+
+
+def _explored_range(run: Run, cv: CollectiveVariable, frames: Array | None) -> tuple[float, float] | None:
+    if cv.period is not None:
+        return None
+    if run.config.explore is None or (frames is not None and len(frames) == 0):
+        raise ConfigError(
+            f"umbrella.range is missing: {cv.name} has no period, and there are no unbiased data to take its range from",
+            "add range = [low, high] to [umbrella], or add [explore]",
+        )
+    if frames is None:
+        return 0.0, 1.0
+    # The windows of a run must not move: the range is computed once, whatever a later machine's rounding makes of it.
+    key = f"explored-range/{cv.name}"
+    if run.store.get(key) is None:
+        run.store[key] = np.percentile(cv.evaluate(frames), EXPLORED_PERCENTILES).tolist()
+    low, high = run.store.get(key)
+    return low, high
 
 
 def _spaced_constant(centers: Array, cv: CollectiveVariable, kT: float) -> float:

@@ -140,6 +140,13 @@ class UmbrellaTable(_Table):
             raise ValueError(f'until = {self.until!r} is not positive: give an error to reach, such as "0.25 kT"')
         return self
 
+    @model_validator(mode="after")
+    def _one_per_cv(self) -> UmbrellaTable:
+        n, n_ranges = len(self.along), len(self.along) if self.range is None else len(self.range)
+        if len(self.windows) not in (1, n) or n_ranges != n:
+            raise ValueError(f"umbrella.along has {n} CVs, windows {len(self.windows)} entries, range {n_ranges}: give one per CV")
+        return self
+
 
 class SurfaceTable(_Table):
     """``[surface]``: which surfaces, by which estimator; basins by name for barriers and differences."""
@@ -184,6 +191,14 @@ class RunConfig(_Table):
             raise ValueError("there is nothing to do: add [umbrella], or [explore] for unbiased dynamics alone")
         if self.umbrella is not None and self.umbrella.seeding == "model" and self.explore is None:
             raise ValueError('umbrella.seeding = "model" needs data to learn from: add [explore], or set seeding = "dragged"')
+        if self.umbrella is not None and self.umbrella.frontier and self.umbrella.seeding != "model":
+            raise ValueError('umbrella.frontier extends a model, and seeding = "dragged" uses none: set seeding = "model", or leave it out')
+        label = self.model.label if self.model is not None else None
+        if self.umbrella is not None and self.umbrella.seeding == "model" and label is not None and label not in self.umbrella.along:
+            raise ValueError(
+                f"model.label = {label!r} is not among umbrella.along = {list(self.umbrella.along)}: a model that seeds windows "
+                "must be labelled by a CV that they run along"
+            )
         return self
 
     def _cv_references(self) -> list[tuple[str, str]]:

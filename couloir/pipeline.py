@@ -16,7 +16,7 @@ import numpy as np
 from couloir.analysis import equilibrated, free_energy_surface
 from couloir.analysis.samples import BiasedSamples
 from couloir.build import build_cvs, build_engine, build_representation, build_windows, learn_cvs, model_labels
-from couloir.cv import CollectiveVariable, Region
+from couloir.cv import CollectiveVariable, Region, wrap
 from couloir.errors import ConfigError, CouloirError, Finding
 from couloir.preflight import check, check_model
 from couloir.run import Run, provenance, write_json
@@ -56,7 +56,8 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     surfaces: list[FreeEnergySurface] = []
     if run.config.umbrella is not None:
         cvs = learn_cvs(run, engine.topology, known, explored)
-        windows = build_windows(run, engine, cvs)
+        windows = build_windows(run, engine, cvs, explored)
+        say(str(windows))
         seeds = prepare_seeds(run, engine, start, windows, explored, cvs, say)
         with _timed(run, "umbrella"):
             samples = sample_windows(run, engine, windows, seeds, cvs, say)
@@ -194,10 +195,11 @@ def train_model(
         from couloir.sampling.frontier import frontier_rounds
 
         def fit(positions: Array, weights: Array, seed: int) -> Any:
-            return untrained.fit(positions, seed=seed, plan=plan, weights=weights)
+            return untrained.fit(positions, seed=seed, plan=plan, weights=weights, checkpoint=run.path / "training" / str(seed))
 
-        result = frontier_rounds(fit, engine, windows, frames, seed=seed, reference=start, store=run.store)
-        say(str(result))
+        result = frontier_rounds(fit, engine, windows, frames, seed=seed, reference=start, store=run.store, on_round=say)
+        run.note_findings("frontier", result.findings)
+        say("\n".join(map(str, [result, *result.findings])))
         model: Any = result.model
     else:
         model = untrained.fit(frames, seed=seed, plan=plan, checkpoint=run.path / "training")
@@ -234,21 +236,34 @@ def _until_known(run: Run, engine: Any, until: Callable[[float], BiasedSamples],
     while True:
         duration = min(duration, limit)
         samples = until(duration)
-        surface = free_energy_surface(equilibrated(samples), windows.cvs[:2], n_bootstrap=50, seed=run.config.seed)
-        low = surface.free_energy < 8 * surface.kT
-        error = float(np.nanmax(surface.standard_error[low]) / surface.kT)
+        error = _largest_error(free_energy_surface(equilibrated(samples), windows.cvs[:2], n_bootstrap=50, seed=run.config.seed), windows)
         say(f"{duration:g} ps per walker: largest standard error below 8 kT is {error:.2f} kT (target {target:g})")
         if error <= target or duration >= limit:
             break
         duration *= 2
     if error > target:
         text = f"the error is {error:.2f} kT after {limit:g} ps per walker, asked for {target:g} kT"
-        finding = Finding("target-not-reached", text, "raise umbrella.max_duration and run again")
-        run.store["findings"] = [[finding.code, finding.message, finding.fix]]
-        say(str(finding))
+        findings = [Finding("target-not-reached", text, "raise umbrella.max_duration and run again")]
+        say(str(findings[0]))
     else:
-        run.store["findings"] = []
+        findings = []
+    run.note_findings("umbrella", findings)
     return samples
+
+
+def _largest_error(surface: FreeEnergySurface, windows: UmbrellaSampling) -> float:
+    """Return the largest standard error (kT) below 8 kT among cells no further than half a spacing from a window.
+
+    A cell that most bootstrap replicas miss counts as infinite; cells beyond the outer windows, where only tails reach, do not count.
+    """
+    axes = []
+    for i, (cv, x) in enumerate(zip(windows.cvs, surface.grid, strict=False)):
+        centers = np.unique(windows.centers[:, i].round(12))
+        half = np.diff(centers).min() / 2 if len(centers) > 1 else np.inf
+        axes.append(np.abs(wrap(x[:, None] - centers, cv.period)).min(axis=1) <= half * (1 + 1e-6))
+    low = np.logical_and.reduce(np.meshgrid(*axes, indexing="ij")) & (surface.free_energy < 8 * surface.kT)
+    errors = surface.standard_error[low]
+    return float(np.where(np.isfinite(errors), errors, np.inf).max(initial=0.0) / surface.kT) if len(errors) else np.inf
 
 
 def make_surfaces(run: Run, samples: BiasedSamples, cvs: dict[str, CollectiveVariable], say: Say) -> list[FreeEnergySurface]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from couloir.build import stand_in
 from couloir.config import RunConfig
 from couloir.cv import CollectiveVariable, Region
 from couloir.cv.geometric import Coordinate
@@ -33,7 +34,8 @@ def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable])
         if isinstance(cv, Coordinate) and cv.index >= n_dim:
             raise ConfigError(f"[cv.{name}]: index = {cv.index}, but the system has {n_dim} coordinates", f"use 0 ... {n_dim - 1}")
     if config.umbrella is not None:
-        _check_surfaces(config, cvs)
+        # What a run learns later is known by name only.
+        _check_surfaces(config, {name: cvs.get(name, stand_in(name)) for name in config.cv})
 
 
 def check_model(representation: Any, labels: Sequence[CollectiveVariable]) -> None:
@@ -47,7 +49,7 @@ def check_model(representation: Any, labels: Sequence[CollectiveVariable]) -> No
     if periods is not None and 0 < len(periods) <= len(labels):
         raise ConfigError(
             f"the labels {', '.join(cv.name for cv in labels)} are all the coordinates there are, so a model has nothing to generate",
-            'set umbrella.seeding = "dragged"',
+            f'set umbrella.seeding = "dragged", or label the model with fewer: model.label = "{labels[0].name}"',
         )
 
 

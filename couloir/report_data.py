@@ -224,7 +224,7 @@ def _basins(run: Run, cvs: dict[str, CollectiveVariable], surface: FreeEnergySur
 
 
 def _findings(run: Run, seeds: Seeds | None, samples: BiasedSamples | None, surfaces: tuple[FreeEnergySurface, ...]) -> tuple[Finding, ...]:
-    found = [Finding(*row) for row in run.store.get("findings", [])]
+    found = run.findings()
     found += [f for surface in surfaces for f in surface.findings]
     if samples is not None:
         try:

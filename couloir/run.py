@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from couloir import __version__
 from couloir.config import RunConfig, read_config
-from couloir.errors import ConfigError, StoreError
+from couloir.errors import ConfigError, Finding, StoreError
 from couloir.store import Store
 
 _FREE = {"umbrella": {"duration", "until", "max_duration"}, "engine": {"workers"}}
@@ -92,6 +92,16 @@ class Run:
         timings = self.store.get("timings", {})
         timings[stage] = timings.get(stage, 0.0) + seconds
         self.store["timings"] = timings
+
+    def note_findings(self, stage: str, findings: Sequence[Finding]) -> None:
+        """Keep the findings of a stage, in place of those it had before."""
+        noted = self.store.get("findings", {})
+        noted[stage] = [[f.code, f.message, f.fix] for f in findings]
+        self.store["findings"] = noted
+
+    def findings(self) -> list[Finding]:
+        """Return the findings that the stages have kept."""
+        return [Finding(*row) for rows in self.store.get("findings", {}).values() for row in rows]
 
     def __str__(self) -> str:
         return f"Run {self.path}: seed {self.config.seed}, {len(self.store.series())} series stored"

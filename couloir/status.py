@@ -115,7 +115,7 @@ def _findings(run: Run) -> list[Finding]:
     from couloir.analysis.surface import FreeEnergySurface
 
     rows = run.store.chunk("seeds", -1)["findings"].tolist() if run.store.count("seeds") else []
-    found = [Finding(*map(str, row)) for row in [*rows, *run.store.get("findings", [])]]
+    found = [Finding(*map(str, row)) for row in rows] + run.findings()
     for file in sorted((run.path / "results").glob("free_energy_*.npz")):
         found += FreeEnergySurface.load(file).findings
     return list(dict.fromkeys(found))

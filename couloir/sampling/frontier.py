@@ -75,6 +75,7 @@ def frontier_rounds(
     max_rounds: int = 20,
     reference: State | None = None,
     store: Store | None = None,
+    on_round: Callable[[str], None] | None = None,
 ) -> FrontierResult:
     """Extend ``positions`` window by window until they cover all of ``windows``.
 
@@ -85,6 +86,7 @@ def frontier_rounds(
     duration : biased time per seed; default 5,000 steps; ``FRAMES_PER_SEED`` frames of it become data.
     reach : how many windows beyond the data a round may go.
     store : keeps the frames of finished rounds; the same call on it continues.
+    on_round : told in one line what each round arrived at, once its frames are stored.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def frontier_rounds(
     """
     train = fit if callable(fit) else _fit_with(fit)
     store, kT = store or Store(), engine.kT
-    data, seeds, covered, model = np.asarray(positions, dtype=np.float64), [], [coverage(windows, positions, kT)], None
+    data, seeds, covered = np.asarray(positions, dtype=np.float64), [], [coverage(windows, positions, kT)]
     if not covered[0].any():
         raise DataError("the data lie in no window, so there is no frontier to start from", "place windows where the data are")
     for number in range(max_rounds):
@@ -113,6 +115,8 @@ def frontier_rounds(
             store.append({"frontier": {"positions": new}})
         data = np.concatenate([data, new])
         covered.append(coverage(windows, data, kT))
+        if on_round is not None:
+            on_round(f"frontier round {number + 1}: {covered[-1].sum()} of {len(windows)} windows hold data")
     weights = even_weights(windows, data, kT)
     final = train(data, weights, integer_seed(seed, "model", "final"))
     return FrontierResult(final, data, weights, tuple(seeds), np.array(covered), tuple(_findings(windows, covered[-1])))

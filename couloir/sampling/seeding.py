@@ -125,11 +125,11 @@ def seed_windows(
 
     Raises
     ------
-    ModelError : nothing passed in any window and there is no fallback to drag from.
+    ModelError : nothing passed in any window and there is no fallback to drag from, or a label of the model is not biased.
     """
     wanted = list(range(len(windows))) if only is None else list(only)
     numbers = np.repeat(wanted, per_window * oversample)
-    raw = model.sample(windows.centers[numbers], seed=integer_seed(seed, "seeding"))
+    raw = model.sample(_conditions(model, windows)[numbers], seed=integer_seed(seed, "seeding"))
     candidates = _Candidates(engine, windows, numbers, raw, _gates(engine, reference))
     candidates.repair()
     candidates.thermalize(thermalization, integer_seed(seed, "thermalization"))
@@ -160,10 +160,7 @@ def seed_windows(
 def dragged_seeds(
     engine: SeedingEngine, windows: UmbrellaSampling, start: State, per_window: int = 1, *, seed: int, thermalization: Any = None
 ) -> Seeds:
-    """Start every window the ordinary way: drag one structure from window to window along the CV.
-
-    Each window is started from its nearest neighbour's last structure; walkers are dragged independently.
-    """
+    """Start every window the ordinary way: drag one structure from window to window along the CV, walkers independently."""
     values = np.array([cv.evaluate(start.positions)[0] for cv in windows.cvs])
     nearest = int(np.argmin(windows.distance(windows.centers, values)))
     states, homes = [], []
@@ -199,7 +196,8 @@ def dragged(
     todo = dict(missing)
     level = 0
     while todo:
-        reach = {w: _nearest(windows, list(have), w) for w in todo}
+        known = list(have)
+        reach = {w: known[int(np.argmin(windows.distance(windows.centers[known], windows.centers[w])))] for w in todo}
         far = {w: float(windows.distance(windows.centers[[h]], windows.centers[w])[0]) for w, h in reach.items()}
         now = [w for w in todo if far[w] <= min(far.values()) + 1e-9]
         jobs = [(w, have[reach[w]][k % len(have[reach[w]])], reach[w]) for w in now for k in range(todo[w])]
@@ -333,6 +331,17 @@ class _Candidates:
         return {"generated": np.bincount(self.numbers, minlength=n), **counts}
 
 
+def _conditions(model: ConditionalSampler, windows: UmbrellaSampling) -> Array:
+    """Return what to ask the model for in each window (n_windows, n_labels): the centres along the model's own labels."""
+    along = [cv.name for cv in windows.cvs]
+    labels = [cv.name for cv in getattr(model, "labels", windows.cvs)]
+    if not set(labels) <= set(along):
+        raise ModelError(
+            f"the model is labelled by {', '.join(labels)}, the windows are along {', '.join(along)}", "label it by a CV that is biased"
+        )
+    return windows.centers[:, [along.index(name) for name in labels]]
+
+
 def _gates(engine: SeedingEngine, reference: State | None) -> GeometryGates | None:
     if engine.topology is None:
         return None
@@ -349,10 +358,6 @@ def _furthest_apart(members: list[int], features: Array, n: int) -> list[int]:
         picked.append(int(np.argmax(nearest)))
         nearest = np.minimum(nearest, np.linalg.norm(features - features[picked[-1]], axis=1))
     return [members[k] for k in picked]
-
-
-def _nearest(windows: UmbrellaSampling, among: list[int], window: int) -> int:
-    return among[int(np.argmin(windows.distance(windows.centers[among], windows.centers[window])))]
 
 
 def _findings(windows: UmbrellaSampling, unreached: list[int]) -> list[Finding]:

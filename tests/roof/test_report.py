@@ -304,7 +304,7 @@ def test_findings_recorded_by_the_run_come_first(toy_run, tmp_path):
     copy = tmp_path / "copy.run"
     shutil.copytree(toy_run, copy)
     with Store(copy / "store.db") as store:
-        store["findings"] = [["target-not-reached", "the error is 3 kT", "run longer"]]
+        store["findings"] = {"umbrella": [["target-not-reached", "the error is 3 kT", "run longer"]]}
     with Run.open(copy) as run:
         findings = read_run(run).findings
     assert findings[0] == Finding("target-not-reached", "the error is 3 kT", "run longer")

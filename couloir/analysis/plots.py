@@ -56,10 +56,21 @@ def _line(surface: FreeEnergySurface, ax: Axes) -> Axes:
 
 
 def _contours(surface: FreeEnergySurface, ax: Axes) -> Axes:
+    from matplotlib.ticker import MaxNLocator
+
     top = float(min(np.nanmax(surface.free_energy), 16 * surface.kT))
-    f = np.ma.masked_invalid(np.minimum(surface.free_energy, top)).T
-    drawn = ax.contourf(*surface.grid, f, levels=np.linspace(0.0, max(top, 1e-9), 17), cmap="viridis")
+    levels = MaxNLocator(16).tick_values(0.0, max(top, 1e-9))
+    axes, f = list(surface.grid), np.minimum(surface.free_energy, top)
+    for i, period in enumerate(surface.periods):
+        if period is not None:  # contours join cell centres: one more cell on either side closes the period
+            f = np.pad(f, [(1, 1) if j == i else (0, 0) for j in range(2)], mode="wrap")
+            axes[i] = np.concatenate([[axes[i][-1] - period], axes[i], [axes[i][0] + period]])
+    drawn = ax.contourf(*axes, np.ma.masked_invalid(f).T, levels=levels, cmap="viridis")
     ax.figure.colorbar(drawn, ax=ax, label=label("free energy", surface.unit))
+    if surface.periods[0] is not None:
+        ax.set_xlim(-surface.periods[0] / 2, surface.periods[0] / 2)
+    if surface.periods[1] is not None:
+        ax.set_ylim(-surface.periods[1] / 2, surface.periods[1] / 2)
     ax.set_xlabel(label(surface.names[0], surface.units[0]))
     ax.set_ylabel(label(surface.names[1], surface.units[1]))
     return ax

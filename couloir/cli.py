@@ -129,6 +129,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"error: {error}", 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except OSError as error:
+        _fail(f"error: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}", 2)
     sys.exit(0)
 
 

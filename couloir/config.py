@@ -114,6 +114,7 @@ class UmbrellaTable(_Table):
     seeding: Literal["model", "dragged"] = "model"
     seeds_per_window: PositiveInt = 2
     frontier: bool = False
+    exchange: bool = True
     duration: Time | None = None
     until: str | None = None
     max_duration: Time | None = None

@@ -50,9 +50,9 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     check(run.config, engine, known)
     _check_what_can_be(run, engine, known)
     say(str(engine))
+    run.store["engine"] = engine.to_dict()
     with _timed(run, "explore"):
         explored = explore(run, engine, start, known, say)
-    run.store["engine"] = engine.to_dict()
     surfaces: list[FreeEnergySurface] = []
     if run.config.umbrella is not None:
         cvs = learn_cvs(run, engine.topology, known, explored)
@@ -219,7 +219,9 @@ def sample_windows(
     seed = integer_seed(run.config.seed, "umbrella")
 
     def until(duration: float) -> BiasedSamples:
-        return windows.run(engine, seeds, duration, seed=seed, record=record, record_stride=table.record_stride, store=run.store)
+        return windows.run(
+            engine, seeds, duration, seed=seed, record=record, record_stride=table.record_stride, exchange=table.exchange, store=run.store
+        )
 
     samples = until(table.duration) if table.duration is not None else _until_known(run, engine, until, windows, say)
     say(f"umbrella sampling: {len(windows)} windows, {len(samples)} rows")

@@ -1,15 +1,21 @@
 """Long runs of many walkers, cut into chunks that are stored as they finish.
 
-Chunk c of a walker is a pure function of the walker's state at the end of chunk c-1, its bias and a seed derived from
-(seed, run name, walker, first record of the chunk); so a killed run continues exactly where an uninterrupted one would
-have gone, whatever the number of workers.
+Chunk c of a walker is a pure function of a state at the end of chunk c-1, the walker's bias and a seed derived from
+(seed, run name, walker, c); so a killed run continues exactly where an uninterrupted one would have gone, whatever the
+number of workers.  Chunks are always finished; whoever reads takes as many records as were asked for.
+
+With exchange, walkers of one group hand each other their configurations between chunks: the permutation is drawn from
+its exact conditional distribution given the CV values (Gibbs sampling of the state indices, Chodera & Shirts, J. Chem.
+Phys. 135, 194110 (2011), by many pair swaps), as a pure function of the stored values, so it needs no storage.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,11 +26,13 @@ from couloir.errors import DataError, StoreError
 from couloir.progress import Progress, progress_bar
 from couloir.sampling.engine import Engine, steps
 from couloir.store import Arrays, Store
-from couloir.streams import integer_seed
+from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State, Trajectory
 from couloir.units import convert
 
 CHUNK_RECORDS = 100
+COMMIT_SECONDS = 1.0
+"""Results are committed at least this often, and whenever a round of chunks is complete or fails."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class ChunkedRun:
     walkers : a key per walker, also its series in the store and part of its seed; e.g. ``"w0003/001"``.
     states, biases : where each walker starts, and its bias (None: none).
     record : CVs recorded every ``record_steps`` steps; frames are kept every ``frame_records`` records.
+    chunk_records : records per chunk.
+    groups : walkers that exchange configurations after every chunk, as lists of walker numbers; empty for no exchange.
 
     Raises
     ------
@@ -53,16 +63,22 @@ class ChunkedRun:
     record_steps: int
     frame_records: int
     seed: int
+    chunk_records: int = CHUNK_RECORDS
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if CHUNK_RECORDS % self.frame_records:
-            raise DataError(f"frames every {self.frame_records} records do not divide chunks of {CHUNK_RECORDS} records")
+        if self.chunk_records % self.frame_records:
+            raise DataError(f"frames every {self.frame_records} records do not divide chunks of {self.chunk_records} records")
         plan = {
             "walkers": list(self.walkers),
             "biases": [None if bias is None else bias.to_dict() for bias in self.biases],
             "record": [cv.name for cv in self.record],
             "record_steps": self.record_steps,
             "frame_records": self.frame_records,
+            "chunk_records": self.chunk_records,
+            "groups": [list(group) for group in self.groups],
+            "dynamics": self.engine.digest(),
+            "states": _digest(self.states),
             "time_step": self.engine.time_step,
             "temperature": self.engine.temperature,
             "seed": self.seed,
@@ -84,18 +100,19 @@ class ChunkedRun:
         return math.ceil(round(convert(duration, "ps", "duration") / self.record_stride, 6))
 
     def advance(self, n_records: int, title: str) -> None:
-        """Continue every walker until it has ``n_records`` records."""
-        done = [sum(len(chunk["values"]) for chunk in self.chunks(w)) for w in self.walkers]
-        with progress_bar(title, n_records * self.record_stride * len(done), "ps") as bar:
-            bar.advance(sum(done) * self.record_stride)
-            while min(done) < n_records:
+        """Continue every walker until it has at least ``n_records`` records."""
+        n_chunks = math.ceil(n_records / self.chunk_records)
+        done = [self.store.count(f"{self.name}/{w}") for w in self.walkers]
+        time = self.chunk_records * self.record_stride
+        with progress_bar(title, n_chunks * time * len(done), "ps") as bar:
+            bar.advance(sum(done) * time)
+            while min(done) < n_chunks:
                 # The walkers that are furthest behind go first, so that a resumed run falls into step again.
-                start = min(done)
-                behind = [i for i, n in enumerate(done) if n == start]
-                length = min(CHUNK_RECORDS - start % CHUNK_RECORDS, n_records - start)
-                self._chunk(behind, start, length, bar)
+                number = min(done)
+                behind = [i for i, n in enumerate(done) if n == number]
+                self._chunk(behind, number, bar)
                 for i in behind:
-                    done[i] += length
+                    done[i] += 1
 
     def chunks(self, walker: str) -> list[Arrays]:
         """Return the stored chunks of a walker."""
@@ -105,37 +122,93 @@ class ChunkedRun:
         """Return the frames kept of a walker, (n_frames, n_atoms, 3)."""
         return np.concatenate([chunk["positions"] for chunk in self.chunks(walker)]).astype(np.float64)
 
-    def last(self, i: int) -> State:
-        """Return where walker number ``i`` stands."""
-        series = f"{self.name}/{self.walkers[i]}"
-        if self.store.count(series) == 0:
-            return self.states[i]
-        chunk = self.store.chunk(series, -1)
-        return State(chunk["last_positions"], chunk.get("last_velocities"), chunk.get("last_box"))
+    def starts(self, number: int) -> list[State]:
+        """Return the state in which each walker begins chunk ``number``, exchanges included."""
+        if number == 0:
+            return list(self.states)
+        ends = [self.store.chunk(f"{self.name}/{walker}", number - 1) for walker in self.walkers]
+        order = list(range(len(ends)))
+        for g, group in enumerate(self.groups):
+            energies = self._exchange_energies(group, np.array([ends[i]["values"][-1] for i in group]))
+            new = gibbs_permutation(energies / self.engine.kT, stream(self.seed, self.name, "exchange", g, number))
+            for place, source in zip(group, new, strict=True):
+                order[place] = group[source]
+        return [_state(ends[i]) for i in order]
 
-    def _chunk(self, members: Sequence[int], start: int, length: int, bar: Progress) -> None:
-        dt = self.record_stride
-        whole = length % self.frame_records == 0
+    def _exchange_energies(self, group: tuple[int, ...], values: Array) -> Array:
+        """Return the bias energy of every configuration of a group in every place, (n_places, n_configurations)."""
+        names = [cv.name for cv in self.record]
+        rows = []
+        for bias in (self.biases[i] for i in group):
+            columns = [] if bias is None else [names.index(name) for name in bias.names]
+            rows.append(np.zeros(len(values)) if bias is None else bias.energy(values[:, columns]))
+        return np.array(rows)
+
+    def _chunk(self, members: Sequence[int], number: int, bar: Progress) -> None:
+        time = self.chunk_records * self.record_stride
+        starts, committed = self.starts(number), perf_counter()
+        pending: dict[str, Arrays] = {}
+
+        def commit() -> None:
+            nonlocal committed
+            if pending:
+                self.store.append(pending)
+                pending.clear()
+            committed = perf_counter()
 
         def keep(i: int, trajectory: Trajectory) -> None:
-            self.store.append({f"{self.name}/{self.walkers[members[i]]}": _pack(trajectory)})
-            bar.advance(length * dt)
+            pending[f"{self.name}/{self.walkers[members[i]]}"] = _pack(trajectory)
+            bar.advance(time)
+            if perf_counter() - committed > COMMIT_SECONDS:
+                commit()
 
-        self.engine.propagate(
-            [self.last(i) for i in members],
-            duration=length * dt,
-            stride=self.frame_records * dt if whole else None,
-            bias=[self.biases[i] for i in members],
-            record=self.record,
-            record_stride=dt,
-            seed=[integer_seed(self.seed, self.name, self.walkers[i], start) for i in members],
-            on_result=keep,
-        )
+        try:
+            self.engine.propagate(
+                [starts[i] for i in members],
+                duration=time,
+                stride=self.frame_records * self.record_stride,
+                bias=[self.biases[i] for i in members],
+                record=self.record,
+                record_stride=self.record_stride,
+                seed=[integer_seed(self.seed, self.name, self.walkers[i], number) for i in members],
+                on_result=keep,
+            )
+        finally:
+            commit()
+
+
+def gibbs_permutation(energies: Array, rng: np.random.Generator) -> list[int]:
+    """Return which configuration each place gets, drawn given all reduced energies (n_places, n_configurations).
+
+    Pair swaps with the Metropolis rule, n^2 of them (at least 100): each leaves the exact conditional distribution of
+    permutations, proportional to exp(-sum_place energies[place, configuration]), unchanged.
+    """
+    n = len(energies)
+    order, u = list(range(n)), energies.tolist()
+    n_swaps = max(100, n * n) if n > 1 else 0
+    pairs, uniform = rng.integers(0, n, size=(n_swaps, 2)).tolist(), rng.random(n_swaps).tolist()
+    for (i, j), r in zip(pairs, uniform, strict=True):
+        delta = u[i][order[j]] + u[j][order[i]] - u[i][order[i]] - u[j][order[j]]
+        if delta <= 0 or r < math.exp(-delta):
+            order[i], order[j] = order[j], order[i]
+    return order
 
 
 def record_steps(engine: Engine, stride: Any, default: int = 100) -> int:
     """Return a record stride as steps; ``default`` steps when None."""
     return default if stride is None else steps(stride, engine.time_step, "record_stride")
+
+
+def _state(chunk: Arrays) -> State:
+    return State(chunk["last_positions"], chunk.get("last_velocities"), chunk.get("last_box"))
+
+
+def _digest(states: Sequence[State]) -> str:
+    total = hashlib.sha256()
+    for state in states:
+        for array in (state.positions, state.velocities, state.box):
+            total.update(b"-" if array is None else array.tobytes())
+    return total.hexdigest()
 
 
 def _pack(trajectory: Trajectory) -> Arrays:

@@ -41,6 +41,10 @@ class Engine(Protocol):
     @property
     def topology(self) -> Any: ...
 
+    def digest(self) -> str:
+        """Return a hash of all that shapes the dynamics (system, integrator), so that a store refuses to mix two."""
+        ...
+
     def propagate(
         self,
         states: State | Sequence[State],

@@ -26,6 +26,8 @@ from couloir.trajectory import Array, State
 MIN_FRAMES = 20
 MAX_REACH = 1.5
 FRAMES_PER_SEED = 50
+PATIENCE = 3
+"""Rounds without a new window after which the frontier counts as stuck."""
 
 Fit = Callable[[Array, Array, int], ConditionalSampler]
 """(positions (n, n_atoms, 3), weights (n,), seed) -> a model trained on them."""
@@ -99,7 +101,8 @@ def frontier_rounds(
         raise DataError("the data lie in no window, so there is no frontier to start from", "place windows where the data are")
     for number in range(max_rounds):
         ahead = _ahead(windows, covered[-1], reach)
-        if not ahead:
+        stuck = len(covered) > PATIENCE and (covered[-1] == covered[-1 - PATIENCE]).all()
+        if not ahead or stuck:
             break
         if number < store.count("frontier"):
             new = store.chunk("frontier", number)["positions"]

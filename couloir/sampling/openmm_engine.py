@@ -6,6 +6,7 @@ The dynamics is Langevin, dv = -grad U/m dt - gamma v dt + sqrt(2 gamma kT/m) dW
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -122,6 +123,11 @@ class OpenMMEngine:
             "platform": self.platform, "platform_properties": dict(self._context_properties(self.workers)),
             "precision": {"Reference": "double", "CPU": "single"}.get(self.platform, "mixed"),
         }  # fmt: skip
+
+    def digest(self) -> str:
+        """Return a hash of the System and the integrator's numbers; the platform is not part of it."""
+        facts = f"{self.temperature!r} {self.friction!r} {self.time_step!r}"
+        return hashlib.sha256(self.molecule.system_xml.encode() + facts.encode()).hexdigest()
 
     def __str__(self) -> str:
         return (

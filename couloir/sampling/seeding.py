@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.bias import HarmonicBias
-from couloir.errors import DataError, Finding, ModelError
+from couloir.errors import DataError, Finding, ModelError, SimulationError
 from couloir.sampling.engine import Engine, steps
 from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates, all_finite
 from couloir.store import Store
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from couloir.sampling.umbrella import UmbrellaSampling
 
 THERMALIZATION_STEPS = 1000
-GATES = (*GEOMETRY_GATES, "energy", "cv")
+GATES = (*GEOMETRY_GATES, "dynamics", "energy", "cv")
 
 
 class ConditionalSampler(Protocol):
@@ -84,8 +84,8 @@ class Seeds:
         """Return one row per window: candidates, failures by gate, seeds by origin."""
         import pandas as pd
 
-        n = int(self.windows.max()) + 1
-        counts = {kind: np.bincount(self.windows[[o == kind for o in self.origins]], minlength=n) for kind in ("model", "dragged")}
+        n = max([int(self.windows.max()) + 1, *map(len, self.tally.values())])
+        counts = {kind: np.bincount(self.windows[[o == kind for o in self.origins]], minlength=n) for kind in dict.fromkeys(self.origins)}
         return pd.DataFrame({**self.tally, **{f"seeds from {kind}": c for kind, c in counts.items()}})
 
     def table(self) -> str:
@@ -146,14 +146,19 @@ def seed_windows(
     if missing and not sources:
         failed = ", ".join(f"{gate}: {int(n.sum())}" for gate, n in candidates.tally().items() if n.sum() and gate in GATES)
         raise ModelError(f"no generated structure passed the gates in any window ({failed})", "train longer, or give fallback states")
-    for window, state in dragged(engine, windows, sources, missing, seed=integer_seed(seed, "drag")):
-        states.append(state)
-        homes.append(window)
-        origins.append("dragged")
+    arrived = dragged(engine, windows, sources, missing, seed=integer_seed(seed, "drag"))
+    states += [state for _, state in arrived]
+    homes += [window for window, _ in arrived]
+    origins += ["dragged"] * len(arrived)
+    findings = (
+        *_shortfall(windows, unreached, [w for w in missing if w not in unreached]),
+        *_extrapolation(model, windows, wanted),
+        *_lagging(engine, windows, arrived, candidates.gates),
+    )
     order = np.argsort(homes, kind="stable")
     return Seeds(
         tuple(states[i] for i in order), np.array(homes, dtype=np.int64)[order], tuple(origins[i] for i in order),
-        candidates.tally(), tuple(_findings(windows, unreached)),
+        candidates.tally(), findings,
     )  # fmt: skip
 
 
@@ -216,7 +221,7 @@ def _drag(engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int
     states = [state for _, state, _ in jobs]
     begin = np.array([windows.centers[source] for _, _, source in jobs])
     ways = np.array([windows.displacement(windows.centers[w] - b) for (w, _, _), b in zip(jobs, begin, strict=True)])
-    sigma = np.sqrt(engine.kT / np.array(windows.windows[0].force_constants))
+    sigma = np.sqrt(engine.kT / np.array([windows.windows[w].force_constants for w, _, _ in jobs]))
     n_moves = max(1, int(np.ceil(np.abs(ways / sigma).max())))
     for move in range(1, n_moves + 1):
         biases = [
@@ -262,9 +267,12 @@ class _Candidates:
             return
         states = [State(self.positions[i]) for i in members]
         biases = [self.windows.windows[self.numbers[i]] for i in members]
-        minimized = self.engine.minimize(states, bias=biases, record=self.windows.cvs)
-        self.states = dict(zip(members, minimized, strict=True))
-        self._judge(members, np.array([state.positions for state in minimized]))
+        try:
+            minimized: list[State | None] = list(self.engine.minimize(states, bias=biases, record=self.windows.cvs))
+        except SimulationError as error:
+            minimized = error.partial
+        self._keep(members, minimized)
+        self._judge_survivors(members)
 
     def thermalize(self, duration: Any, seed: int) -> None:
         """Run the survivors in their windows, then apply every gate to where they ended."""
@@ -272,20 +280,39 @@ class _Candidates:
         if not members:
             return
         n_steps = THERMALIZATION_STEPS if duration is None else steps(duration, self.engine.time_step, "thermalization")
-        done = self.engine.propagate(
-            [self.states[i] for i in members],
-            duration=n_steps * self.engine.time_step,
-            bias=[self.windows.windows[self.numbers[i]] for i in members],
-            record=self.windows.cvs,
-            seed=[integer_seed(seed, i) for i in members],
-        )
-        self.states.update({i: t.last for i, t in zip(members, done, strict=True) if t.last is not None})
-        self._judge(members, np.array([self.states[i].positions for i in members]))
-        self._judge_energy(members)
-        self._judge_cv(members)
+        try:
+            done = self.engine.propagate(
+                [self.states[i] for i in members],
+                duration=n_steps * self.engine.time_step,
+                bias=[self.windows.windows[self.numbers[i]] for i in members],
+                record=self.windows.cvs,
+                seed=[integer_seed(seed, i) for i in members],
+            )
+        except SimulationError as error:
+            done = error.partial
+        whole = [t.last if t.series is not None and len(t.series) else None for t in done]
+        self._keep(members, whole)
+        self._judge_survivors(members)
+        self._judge_energy(self.alive)
+        self._judge_cv(self.alive)
+
+    def _keep(self, members: list[int], states: Sequence[State | None]) -> None:
+        """Take over new states; a candidate that has none broke down on the way."""
+        for i, state in zip(members, states, strict=True):
+            if state is not None:
+                self.states[i] = state
+            elif self.failed[i] is None:
+                self.failed[i] = "dynamics"
+
+    def _judge_survivors(self, members: list[int]) -> None:
+        alive = [i for i in members if self.failed[i] is None]
+        if alive:
+            self._judge(alive, np.array([self.states[i].positions for i in alive]))
 
     def _judge_energy(self, members: list[int]) -> None:
         """A thermal structure is within 15 kT (a barrier) and six standard deviations of the typical energy."""
+        if not members:
+            return
         energies = self.engine.energies(np.array([self.states[i].positions for i in members]))
         n_coordinates = self.positions[0].size
         limit = np.median(energies) + self.engine.kT * (15 + 6 * np.sqrt(n_coordinates / 2))
@@ -294,12 +321,11 @@ class _Candidates:
                 self.failed[i] = "energy"
 
     def _judge_cv(self, members: list[int]) -> None:
-        positions = np.array([self.states[i].positions for i in members])
-        values = np.stack([cv.evaluate(positions) for cv in self.windows.cvs], axis=1)
-        for i, value in zip(members, values, strict=True):
-            window = self.windows.windows[self.numbers[i]]
-            sigma = np.sqrt(self.engine.kT / np.array(window.force_constants))
-            if self.failed[i] is None and (np.abs(self.windows.displacement(value - window.centers)) > 5 * sigma).any():
+        if not members:
+            return
+        inside = _inside(self.engine, self.windows, self.numbers[members], [self.states[i] for i in members])
+        for i, ok in zip(members, inside, strict=True):
+            if not ok:
                 self.failed[i] = "cv"
 
     def choose(self, per_window: int, selection: str, seed: int) -> list[int]:
@@ -342,6 +368,16 @@ def _conditions(model: ConditionalSampler, windows: UmbrellaSampling) -> Array:
     return windows.centers[:, [along.index(name) for name in labels]]
 
 
+def _inside(
+    engine: SeedingEngine, windows: UmbrellaSampling, homes: npt.NDArray[np.int64], states: Sequence[State]
+) -> npt.NDArray[np.bool_]:
+    """Return which states lie within five standard deviations of their windows' centres."""
+    positions = np.array([state.positions for state in states])
+    values = np.stack([cv.evaluate(positions) for cv in windows.cvs], axis=1)
+    sigma = np.sqrt(engine.kT / np.array([windows.windows[w].force_constants for w in homes]))
+    return np.array((np.abs(windows.displacement(values - windows.centers[homes])) <= 5 * sigma).all(axis=1), dtype=bool)
+
+
 def _gates(engine: SeedingEngine, reference: State | None) -> GeometryGates | None:
     if engine.topology is None:
         return None
@@ -360,12 +396,52 @@ def _furthest_apart(members: list[int], features: Array, n: int) -> list[int]:
     return [members[k] for k in picked]
 
 
-def _findings(windows: UmbrellaSampling, unreached: list[int]) -> list[Finding]:
-    if not unreached:
-        return []
-    where = ", ".join(f"{w} ({', '.join(f'{c:.2f}' for c in windows.centers[w])})" for w in unreached)
+def _places(windows: UmbrellaSampling, numbers: Sequence[int]) -> str:
+    return ", ".join(f"{w} ({', '.join(f'{c:.2f}' for c in windows.centers[w])})" for w in numbers)
+
+
+def _shortfall(windows: UmbrellaSampling, unreached: list[int], partly: list[int]) -> list[Finding]:
     fix = "give the model data nearer to these windows (frontier rounds), or inspect which gate fails"
-    return [Finding("model-cannot-reach", f"every generated structure failed in window {where}; dragged ones are used instead", fix)]
+    out = []
+    if unreached:
+        text = f"every generated structure failed in window {_places(windows, unreached)}; dragged ones are used instead"
+        out.append(Finding("model-cannot-reach", text, fix))
+    if partly:
+        text = f"too few generated structures passed in window {_places(windows, partly)}; copies of the survivors fill the rest"
+        out.append(Finding("few-seeds", text + ", so walkers there do not start independently", "raise oversample"))
+    return out
+
+
+def _extrapolation(model: Any, windows: UmbrellaSampling, wanted: list[int]) -> list[Finding]:
+    """Name the windows at label values that a model (one that says what it has seen) was never trained on."""
+    seen = getattr(model, "label_range", None)
+    if seen is None or len(seen.names) != len(windows.cvs):
+        return []
+    beyond = [w for w in wanted if not seen.covers(windows.centers[[w]])[0]]
+    if not beyond:
+        return []
+    text = f"the model was never trained near {len(beyond)} of {len(wanted)} windows (first: {_places(windows, beyond[:1])})"
+    return [
+        Finding("extrapolated-label", text + "; its structures there passed the gates, but their modes are guesses", "use frontier rounds")
+    ]
+
+
+def _lagging(
+    engine: SeedingEngine, windows: UmbrellaSampling, arrived: list[tuple[int, State]], gates: GeometryGates | None
+) -> list[Finding]:
+    """Name the windows whose dragged seeds would not have passed the gates."""
+    if not arrived:
+        return []
+    homes = np.array([w for w, _ in arrived])
+    good = _inside(engine, windows, homes, [state for _, state in arrived])
+    if gates is not None:
+        checks = gates.check(np.array([state.positions for _, state in arrived]))
+        good &= np.logical_and.reduce(list(checks.values()))
+    bad = sorted(set(homes[~good].tolist()))
+    if not bad:
+        return []
+    text = f"dragged structures did not arrive whole in window {_places(windows, bad)}"
+    return [Finding("dragged-astray", text, "look at them; use a stiffer bias or windows closer together")]
 
 
 def save_seeds(store: Store, seeds: Seeds) -> None:

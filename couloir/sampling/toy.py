@@ -10,6 +10,8 @@ same as in the overdamped limit (mu_i = 1 / (m friction_i)).  A bias adds its gr
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +133,11 @@ class ToyEngine:
             "time_step": self.time_step, "mobility": self._mobility.tolist(), "noise": self._noise.tolist(),
             "drift": self._drift.tolist(), "platform": "compiled", "precision": "double",
         }  # fmt: skip
+
+    def digest(self) -> str:
+        """Return a hash of potential, integrator and their numbers."""
+        facts = {**self.to_dict(), "mass": self.mass, "driven": self._driven.tolist()}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def __str__(self) -> str:
         kind = "BAOAB" if self.underdamped else "overdamped"

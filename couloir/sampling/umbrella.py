@@ -15,7 +15,7 @@ from couloir.analysis.samples import BiasedSamples
 from couloir.cv.base import CollectiveVariable, wrap
 from couloir.cv.bias import HarmonicBias
 from couloir.errors import DataError, nearest
-from couloir.sampling.chunks import ChunkedRun, record_steps
+from couloir.sampling.chunks import CHUNK_RECORDS, ChunkedRun, record_steps
 from couloir.sampling.engine import Engine
 from couloir.store import Store
 from couloir.trajectory import Array, State
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from couloir.sampling.seeding import Seeds
 
 FRAME_RECORDS = 25
+EXCHANGE_RECORDS = 10
+"""Records between exchange attempts; frames are then kept once per attempt."""
 
 
 class UmbrellaSampling:
@@ -120,6 +122,7 @@ class UmbrellaSampling:
         seed: int,
         record: Sequence[CollectiveVariable] = (),
         record_stride: Any = None,
+        exchange: bool = True,
         store: Store | None = None,
         name: str = "umbrella",
     ) -> BiasedSamples:
@@ -133,6 +136,9 @@ class UmbrellaSampling:
         duration : time per walker; rounded up to whole records.
         record : further CVs to record.
         record_stride : time between records; default 100 time steps.
+        exchange : let windows exchange configurations every ``EXCHANGE_RECORDS`` records (replica exchange by Gibbs
+            sampling; walker k of every window takes part in set k).  It needs CV values only, so it costs nothing, and
+            lets an orthogonal mode that is trapped in one window be left through another.
         store : where chunks go as they are finished; None keeps them in memory.
         name : prefix of the series in the store.
 
@@ -157,8 +163,10 @@ class UmbrellaSampling:
             biases=tuple(self.windows[w] for w, _ in walkers),
             record=self.cvs + extra,
             record_steps=record_steps(engine, record_stride),
-            frame_records=FRAME_RECORDS,
+            frame_records=EXCHANGE_RECORDS if exchange else FRAME_RECORDS,
             seed=seed,
+            chunk_records=EXCHANGE_RECORDS if exchange else CHUNK_RECORDS,
+            groups=_sets(walkers) if exchange else (),
         )
         return self._until(self._run.n_records(duration))
 
@@ -235,3 +243,9 @@ def _walkers(seeds: Seeds | Mapping[int, Sequence[State]], n_windows: int) -> tu
         raise DataError(f"no seed for window {', '.join(map(str, missing))}", "give at least one starting state per window")
     pairs = [(w, k) for w in range(n_windows) for k in range(len(by_window[w]))]
     return tuple(pairs), tuple(by_window[w][k] for w, k in pairs)
+
+
+def _sets(walkers: tuple[tuple[int, int], ...]) -> tuple[tuple[int, ...], ...]:
+    """Walker k of every window that has one: the groups that exchange."""
+    number = {walker: i for i, walker in enumerate(walkers)}
+    return tuple(tuple(i for (_, k), i in number.items() if k == set_) for set_ in sorted({k for _, k in walkers}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ from couloir.analysis import free_energy_surface
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Coordinate, Dihedral
 from couloir.errors import DataError, StoreError
+from couloir.sampling.chunks import gibbs_permutation
 from couloir.sampling.potentials import double_well, hidden_barrier
 from couloir.sampling.toy import ToyEngine
 from couloir.sampling.umbrella import UmbrellaSampling, stored_frames
 from couloir.store import Store
+from couloir.streams import stream
 from couloir.trajectory import State
 
 X = Coordinate(0, "x")
@@ -74,25 +78,66 @@ def test_umbrella_sampling_recovers_the_exact_surface_within_its_error_bars() ->
     assert np.abs(deviation).max() < 0.5
 
 
-def test_resumed_and_extended_runs_equal_one_long_run_byte_for_byte(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exchange", [True, False])
+def test_resumed_and_extended_runs_equal_one_long_run_byte_for_byte(tmp_path: Path, exchange: bool) -> None:
     engine, windows, whole = _engine(), _windows(3), Store()
-    windows.run(engine, _states(windows), 40.0, seed=2, store=whole)
+    windows.run(engine, _states(windows), 40.0, seed=2, exchange=exchange, store=whole)
     with Store(tmp_path / "s.db") as part:
-        windows.run(engine, _states(windows), 10.0, seed=2, store=part)
+        windows.run(engine, _states(windows), 7.3, seed=2, exchange=exchange, store=part)
     with Store(tmp_path / "s.db") as part:
         again = _windows(3)
-        samples = again.run(engine, _states(again), 20.0, seed=2, store=part)
+        samples = again.run(engine, _states(again), 20.0, seed=2, exchange=exchange, store=part)
         samples = again.extend(samples, 20.0)
         assert part.digest("umbrella") == whole.digest("umbrella")
     assert samples.time.max() == pytest.approx(40.0)
     assert len(samples) == 3 * 2 * 400
 
 
+def test_a_store_half_way_through_a_round_of_exchanges_continues_as_if_nothing_had_happened() -> None:
+    engine, windows, whole, part = _engine(), _windows(3), Store(), Store()
+    windows.run(engine, _states(windows), 5.0, seed=2, store=whole)
+    for series in whole.series():
+        for chunk in list(whole.chunks(series))[: 2 if series.endswith("w0001/000") else 3]:
+            part.append({series: chunk})
+    windows.run(engine, _states(windows), 5.0, seed=2, store=part)
+    assert part.digest("umbrella") == whole.digest("umbrella")
+
+
+def test_exchange_draws_permutations_with_their_exact_probabilities() -> None:
+    energies = np.array([[0.0, 1.2, 2.5], [0.7, 0.0, 0.3], [1.0, 0.4, 0.0]])
+    orders = list(itertools.permutations(range(3)))
+    exact = np.array([np.exp(-sum(energies[place, c] for place, c in enumerate(order))) for order in orders])
+    n = 20_000
+    drawn = Counter(tuple(gibbs_permutation(energies, stream(1, "draw", i))) for i in range(n))
+    expected = n * exact / exact.sum()
+    chi2 = sum((drawn[order] - e) ** 2 / e for order, e in zip(orders, expected, strict=True))
+    assert chi2 < 27.9  # five degrees of freedom: p = 4e-5
+
+
+def test_exchange_frees_walkers_that_a_hidden_barrier_keeps_apart() -> None:
+    """Only the leftmost windows have a passage between the y modes; by exchange every window profits from it."""
+    engine = ToyEngine(hidden_barrier(barrier=9.0), kT=1.0, time_step=1e-3)
+    windows = UmbrellaSampling.grid(X, 6, 12.0, range=(-2.5, -0.5))
+    starts = {w: [State(np.array([[c[0], -1.0]]))] * 6 for w, c in enumerate(windows.centers)}
+    upper = {}
+    for exchange in (True, False):
+        samples = windows.run(engine, starts, 200.0, seed=1, record=(X, Coordinate(1, "y")), exchange=exchange)
+        upper[exchange] = float((samples["y"][(samples.window == 5) & (samples.time > 50)] > 0).mean())
+    # Exactly, 57 % of the last window lies at y > 0; none of its walkers began there, and alone they do not get there.
+    assert upper[False] < 0.2
+    assert upper[True] > 0.35
+
+
 def test_a_store_of_another_run_is_refused() -> None:
     engine, windows, store = _engine(), _windows(3), Store()
     windows.run(engine, _states(windows), 1.0, seed=2, store=store)
-    with pytest.raises(StoreError, match="different seed"):
+    with pytest.raises(StoreError, match=r"different seed\)"):
         windows.run(engine, _states(windows), 1.0, seed=3, store=store)
+    with pytest.raises(StoreError, match="different dynamics"):
+        windows.run(ToyEngine(double_well(barrier=6.0), kT=1.0, time_step=1e-3), _states(windows), 1.0, seed=2, store=store)
+    moved = {w: [State(s.positions + 0.1) for s in states] for w, states in _states(windows).items()}
+    with pytest.raises(StoreError, match="different states"):
+        windows.run(engine, moved, 1.0, seed=2, store=store)
 
 
 def test_every_window_needs_a_seed() -> None:
@@ -112,5 +157,5 @@ def test_frames_are_kept_with_their_windows_and_other_cvs_are_recorded() -> None
     samples = windows.run(engine, starts, 20.0, seed=1, record=(X, Coordinate(1, "y")), store=store)
     positions, homes = stored_frames(store)
     assert samples.names == ("x", "y")
-    assert np.bincount(homes).tolist() == [8, 8, 8]
-    np.testing.assert_allclose(positions[0, 0], samples.values[24], rtol=1e-6)
+    assert np.bincount(homes).tolist() == [20, 20, 20]
+    np.testing.assert_allclose(positions[0, 0], samples.values[9], rtol=1e-6)

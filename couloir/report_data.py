@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,12 @@ def read_run(run: Run) -> RunData:
     engine, cvs = _system(run, notes)
     explored = _try(notes, "unbiased dynamics", lambda: _explored(run, cvs))
     seeds = _try(notes, "seeds", lambda: load_seeds(run.store) if run.store.count("seeds") else None)
-    samples, stale = None, False
+    samples, stale, finished = None, False, bool(run.store.get("finished", False))
     stored = _try(notes, "samples of the windows", lambda: stored_samples(run, cvs))
     saved = _try(notes, "results/samples.npz", lambda: _saved_samples(run))
-    # While windows run on, results on disk are those of the shorter run: never show one beside the other.
-    if saved is not None and (stored is None or len(saved) >= len(stored)):
+    # While windows run on, results on disk are those of the shorter run: never show one beside the other.  A finished
+    # run's results are what was asked for, even where the store holds more (an earlier, longer request).
+    if saved is not None and (finished or stored is None or len(saved) >= len(stored)):
         samples = saved
     elif stored is not None:
         samples, stale = stored, True
@@ -112,8 +114,7 @@ def read_run(run: Run) -> RunData:
         kept = equilibrated(samples, list(table))
         surfaces = _surfaces(run, cvs, kept, stale, notes)
     findings = _findings(run, seeds, samples, surfaces)
-    finished = bool(run.store.get("finished", False)) and not stale
-    return RunData(run, finished, engine, cvs, explored, seeds, samples, kept, table, surfaces, stale, findings, tuple(notes))
+    return RunData(run, finished and not stale, engine, cvs, explored, seeds, samples, kept, table, surfaces, stale, findings, tuple(notes))
 
 
 def record_stride(samples: BiasedSamples) -> float:
@@ -181,18 +182,20 @@ def _units(
 
 
 def _explored(run: Run, cvs: dict[str, CollectiveVariable]) -> Explored | None:
-    plan = run.store.get("explore/plan")
-    if plan is None:
+    plan, table = run.store.get("explore/plan"), run.config.explore
+    if plan is None or table is None:
         return None
+    stride = plan["record_steps"] * plan["time_step"]
+    asked = math.ceil(round(table.duration / table.walkers / stride, 6))  # chunks are whole: the store may hold more
     walkers = []
     for walker in plan["walkers"]:
         chunks = [chunk["values"] for chunk in run.store.chunks(f"explore/{walker}")]
         if chunks:
-            walkers.append(np.concatenate(chunks))
+            walkers.append(np.concatenate(chunks)[:asked])
     if not walkers:
         return None
     names = tuple(plan["record"])
-    return Explored(names, *_units(names, cvs), tuple(walkers), plan["record_steps"] * plan["time_step"])
+    return Explored(names, *_units(names, cvs), tuple(walkers), stride)
 
 
 def _surfaces(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from couloir.analysis.diagnostics import DISAGREE, LEAST_SAMPLES
+from couloir.analysis.agreement import walkers_disagree
+from couloir.analysis.diagnostics import LEAST_SAMPLES
 from couloir.analysis.plots import label, plot_convergence, plot_overlap, plot_surface, plot_windows
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
-from couloir.analysis.timeseries import between_walkers, inefficiencies, walkers
+from couloir.analysis.timeseries import inefficiencies, walkers
 from couloir.report_data import Explored
 from couloir.trajectory import Array
 
@@ -127,8 +128,9 @@ def convergence_figure(surfaces: Sequence[FreeEnergySurface], labels: Sequence[s
 
 def suspicious(samples: BiasedSamples, most: int = 6) -> list[tuple[int, str, float]]:
     """Return (window, CV, scale reduction) where walkers disagree, the worst first."""
-    reduction = np.nan_to_num(between_walkers(samples), nan=1.0)
-    found = [(int(w), samples.names[c], float(reduction[w, c])) for w, c in np.argwhere(reduction > DISAGREE)]
+    reduction, apart = walkers_disagree(samples)
+    n_cvs = len(samples.names)
+    found = [(int(w), samples.names[c], float(reduction[w, c])) for w, c in np.argwhere(apart[:, :n_cvs])]
     return sorted(found, key=lambda entry: -entry[2])[:most]
 
 

@@ -4,7 +4,9 @@ Blocks of every window (several correlation times long, at most 100 a window) ge
 a Bayesian bootstrap (Rubin, Ann. Stat. 9, 130 (1981)) whose Dirichlet parameter (n - 2)/n makes the variance of a mean over n blocks
 exactly the unbiased s²/n, where weights drawn like resampled indices give (n - 1)/n of it: for two walkers, half.
 Walkers that disagree, or are eight or more in a window, are resampled whole: then the spread between them is the error,
-whatever blocks within one say.  Each replica solves WHAM again on the weighted bins, so the error of the windows' offsets is included.
+whatever blocks within one say.  No weight is ever zero: a cell that only one of two blocks reaches must get an error of several
+kT, not none.  Each replica solves WHAM again on the weighted bins, so the error of the windows' offsets is included; where
+neighbouring windows disagree (:mod:`couloir.analysis.agreement`), replicas also move one side against the other.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from couloir.analysis.agreement import Neighbours, walkers_disagree
 from couloir.analysis.overlap import Sets
 from couloir.analysis.samples import BiasedSamples, IntArray
-from couloir.analysis.timeseries import between_walkers, inefficiencies, walkers
+from couloir.analysis.timeseries import inefficiencies, walkers
 from couloir.analysis.wham import BinnedStates, set_of_windows, solve_dual
 from couloir.streams import stream
 from couloir.trajectory import Array
@@ -25,8 +28,8 @@ MOST_BLOCKS = 100
 BLOCK_LENGTH = 5
 """Length of a block in statistical inefficiencies."""
 MANY_WALKERS = 8
-DISAGREE = 1.1
-"""Potential scale reduction above which walkers are taken to sample different distributions."""
+_FAINT = 1e-3
+"""Least weight of one of two blocks: zero would leave cells empty that the other block does not reach."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class Blocks:
             members = np.flatnonzero(self.window == window)
             n = len(members)
             if n == 2:
-                out[members] = rng.permutation([0.0, 2.0])
+                out[members] = rng.permutation([_FAINT, 2.0 - _FAINT])
             elif n > 2:
                 out[members] = n * rng.dirichlet(np.full(n, (n - 2) / n))
         return out
@@ -52,15 +55,14 @@ class Blocks:
 def make_blocks(samples: BiasedSamples, inefficiency: Array | None = None) -> Blocks:
     """Return blocks of each window: pieces of its walkers, or whole walkers (see the module's text)."""
     g = inefficiencies(samples) if inefficiency is None else inefficiency
-    # A CV without a second walker has no say (NaN).
-    disagree = np.nan_to_num(between_walkers(samples), nan=1.0).max(axis=1) > DISAGREE
+    apart = walkers_disagree(samples)[1]
     block = np.empty(len(samples), dtype=np.int64)
     window: list[int] = []
     groups: dict[int, list[IntArray]] = {}
     for w, _, rows in walkers(samples):
         groups.setdefault(w, []).append(rows)
     for w, members in groups.items():
-        whole = len(members) > 1 and (len(members) >= MANY_WALKERS or bool(disagree[w]))
+        whole = len(members) > 1 and (len(members) >= MANY_WALKERS or bool(apart[w].any()))
         n_rows = sum(len(rows) for rows in members)
         length = max(BLOCK_LENGTH * g[w], n_rows / MOST_BLOCKS)
         for rows in members:
@@ -83,8 +85,9 @@ def replicas(
     n: int,
     seed: int,
     fixed: Array | None = None,
+    neighbours: Neighbours | None = None,
 ) -> Array:
-    """Return ``n`` replicas of the probability of each cell, (n, n_cells); each sums to (at most) 1.
+    """Return ``n`` replicas of the probability of each cell, (n, n_cells), up to a factor per replica.
 
     Parameters
     ----------
@@ -93,6 +96,7 @@ def replicas(
     n_cells : number of cells.
     seed : of the random weights.
     fixed : (n_rows,) weights of rows that replicas keep, instead of solving again.
+    neighbours : windows that disagree.
     """
     blocks = make_blocks(samples)
     rng = stream(seed, "bootstrap")
@@ -108,14 +112,16 @@ def replicas(
     out = np.empty((n, n_cells))
     for i in range(n):
         w = blocks.draw(rng)
+        # Offsets act on the weights of cells, after the equations were solved.
+        moved = w if neighbours is None else w * np.exp(neighbours.draw(rng, samples.n_windows))[blocks.window]
         if fixed is not None:
             total = np.bincount(bin_key // (len(sets) * n_bins), bin_weight, len(w)) @ w
-            out[i] = np.bincount(triple_cell, cell_weight * w[triple_block], n_cells) / total
+            out[i] = np.bincount(triple_cell, cell_weight * moved[triple_block], n_cells) / total
             continue
         counts = np.bincount(bin_key % (len(sets) * n_bins), bin_weight * w[bin_key // (len(sets) * n_bins)], len(sets) * n_bins)
         solution = solve_dual(states, counts.reshape(len(sets), n_bins).astype(float), sets, start=start, tolerance=1e-4)
         weights = np.exp(solution.log_weights).ravel()
-        out[i] = np.bincount(triple_cell, cell_weight * w[triple_block] * weights[triple_bin], n_cells)
+        out[i] = np.bincount(triple_cell, cell_weight * moved[triple_block] * weights[triple_bin], n_cells)
     return out
 
 

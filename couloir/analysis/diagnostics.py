@@ -1,7 +1,7 @@
 """What a user must know before believing a surface: findings with numbers and with what to do about them.
 
 Codes: ``disconnected-windows``, ``low-overlap``, ``empty-windows``, ``empty-bins``, ``few-effective-samples``,
-``not-equilibrated``, ``walkers-disagree``.
+``not-equilibrated``, ``walkers-disagree``, ``windows-disagree``, ``nothing-orthogonal-recorded``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from couloir.analysis.agreement import UNKNOWN, Neighbours, compare_neighbours, walkers_disagree
 from couloir.analysis.grid import Grid
-from couloir.analysis.overlap import connected_sets, describe_windows, gap_findings
+from couloir.analysis.overlap import biased_names, connected_sets, describe_windows, gap_findings
 from couloir.analysis.samples import BiasedSamples
-from couloir.analysis.timeseries import between_walkers, equilibration, inefficiencies
+from couloir.analysis.timeseries import WalkerEquilibration, equilibration, inefficiencies, observables
 from couloir.analysis.wham import bin_states, solution_findings, solve_connected
 from couloir.errors import Finding
 from couloir.trajectory import Array
@@ -25,21 +26,21 @@ if TYPE_CHECKING:
 LEAST_OVERLAP = 0.03
 """Overlap of neighbours below which MBAR is unreliable (Klimovich, Shirts & Mobley 2015)."""
 LEAST_SAMPLES = 50
-DISAGREE = 1.1
 
 
 def diagnose(samples: BiasedSamples) -> tuple[Finding, ...]:
     """Return everything that is doubtful about the samples: windows first, then equilibration."""
-    return window_findings(samples, inefficiencies(samples)) + _transients(samples)
+    return window_findings(samples, inefficiencies(samples)) + transients(equilibration(samples))
 
 
-def window_findings(samples: BiasedSamples, inefficiency: Array) -> tuple[Finding, ...]:
-    """Return findings about connection, overlap, effective samples and walkers that disagree.
+def window_findings(samples: BiasedSamples, inefficiency: Array, neighbours: Neighbours | None = None) -> tuple[Finding, ...]:
+    """Return findings about connection, overlap, effective samples, and walkers or windows that disagree.
 
     Parameters
     ----------
     samples : anything recorded; where temperatures differ, potential energies must be there.
     inefficiency : (n_windows,) statistical inefficiency of each window, in rows.
+    neighbours : what :func:`couloir.analysis.agreement.compare_neighbours` found, to save finding it again.
     """
     present = samples.temperatures[samples.counts > 0]
     states = bin_states(samples, energies=bool(np.ptp(present) > 0))
@@ -54,6 +55,8 @@ def window_findings(samples: BiasedSamples, inefficiency: Array) -> tuple[Findin
         found += gap_findings(samples, loose, "low-overlap", problem)
     found += _few_samples(samples, inefficiency)
     found += _disagreement(samples)
+    found += _shifts(compare_neighbours(samples) if neighbours is None else neighbours)
+    found += _orthogonal(samples)
     return tuple(found)
 
 
@@ -66,39 +69,70 @@ def _few_samples(samples: BiasedSamples, inefficiency: Array) -> list[Finding]:
     worst = min(few, key=lambda k: effective[k])
     factor = LEAST_SAMPLES / max(effective[worst], 1.0)
     message = (
-        f"windows {describe_windows(few)} hold fewer than {LEAST_SAMPLES} decorrelated samples"
+        f"{_windows(few)} hold{'s' if len(few) == 1 else ''} fewer than {LEAST_SAMPLES} decorrelated samples"
         f" (least: {effective[worst]:.0f} in window {worst})"
     )
     return [Finding("few-effective-samples", message, f"run them about {factor:.1f} times as long")]
 
 
 def _disagreement(samples: BiasedSamples) -> list[Finding]:
-    reduction = between_walkers(samples)
+    reduction, apart = walkers_disagree(samples)
+    biased = biased_names(samples)
     out = []
-    for c, name in enumerate(samples.names):
-        apart = tuple(int(k) for k in np.flatnonzero(np.nan_to_num(reduction[:, c], nan=1.0) > DISAGREE))
-        if apart:
-            worst = float(np.nanmax(reduction[:, c]))
-            message = (
-                f"walkers in windows {describe_windows(apart)} sample different {name} (scale reduction up to {worst:.2f}): a hidden"
-                " barrier keeps them apart, and their pooled weights are those of the seeds"
-            )
-            fix = f"bias {name} too, exchange replicas between windows, or run longer"
-            out.append(Finding("walkers-disagree", message, fix))
+    for c, (name, _, _) in enumerate(observables(samples)):
+        windows = tuple(int(k) for k in np.flatnonzero(apart[:, c]))
+        if not windows:
+            continue
+        worst = float(reduction[list(windows), c].max())
+        head = f"walkers in {_windows(windows)} sample different {name} (scale reduction up to {worst:.2f})"
+        if name in biased:
+            text, fix = ", though it is biased: something slower that is not keeps them apart, or they still relax", "run longer"
+        else:
+            text = ": a barrier that the bias does not help over may keep them apart, and then pooled weights are those of the seeds"
+            also = "" if name == "potential" else f"bias {name} too, "
+            fix = f"{also}exchange replicas between windows, or run longer"
+        out.append(Finding("walkers-disagree", head + text, fix))
     return out
 
 
-def _transients(samples: BiasedSamples) -> tuple[Finding, ...]:
-    late = []
-    for walker in equilibration(samples):
-        total = walker.discarded + walker.kept
-        if total >= 20 and walker.discarded > 0.5 * total:
-            late.append(walker)
-    if not late:
+def _shifts(neighbours: Neighbours) -> list[Finding]:
+    out = []
+    for name in dict.fromkeys(shift.name for shift in neighbours.shifts):
+        mine = sorted((s for s in neighbours.shifts if s.name == name), key=lambda s: -s.deviations)
+        pairs = ", ".join(f"{s.windows[0]} and {s.windows[1]}" for s in mine[:4]) + (f", and {len(mine) - 4} more" if len(mine) > 4 else "")
+        worst = mine[0]
+        size = "unknown" if worst.offset >= UNKNOWN else f"uncertain by about {worst.offset:.2g} kT"
+        message = (
+            f"windows {pairs} sample different {name} where they overlap ({worst.deviations:.2g} standard deviations apart,"
+            f" {worst.errors:.1f} standard errors): the height of one side against the other is {size}"
+        )
+        also = "" if name == "potential" else f"bias {name} too, "
+        out.append(
+            Finding("windows-disagree", message, f"{also}exchange replicas between windows, seed every mode in every window, or run longer")
+        )
+    return out
+
+
+def _orthogonal(samples: BiasedSamples) -> list[Finding]:
+    biased = biased_names(samples)
+    if not biased or any(name not in biased for name, _, _ in observables(samples)):
+        return []
+    message = f"only the biased {', '.join(biased)} was recorded: whether windows and walkers agree in anything else cannot be checked"
+    return [
+        Finding("nothing-orthogonal-recorded", message, "record another CV, such as a torsion that might be slow, and the potential energy")
+    ]
+
+
+def _windows(windows: tuple[int, ...]) -> str:
+    return f"window{'s' if len(windows) > 1 else ''} {describe_windows(windows)}"
+
+
+def transients(table: list[WalkerEquilibration]) -> tuple[Finding, ...]:
+    """Return the finding about walkers that had not arrived after half of their time, if there are any."""
+    windows = tuple(sorted({walker.window for walker in table if walker.drifting}))
+    if not windows:
         return ()
-    windows = tuple(sorted({w.window for w in late}))
-    worst = max(w.discarded / (w.discarded + w.kept) for w in late)
-    message = f"windows {describe_windows(windows)} were still drifting after half of their time (worst: {100 * worst:.0f} %)"
+    message = f"{_windows(windows)} {'were' if len(windows) > 1 else 'was'} still drifting after half of the time"
     return (Finding("not-equilibrated", message, "run them longer, or start them from structures that belong there"),)
 
 

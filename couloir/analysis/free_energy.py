@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from couloir.analysis.agreement import compare_neighbours
 from couloir.analysis.bootstrap import replicas
 from couloir.analysis.diagnostics import surface_findings, window_findings
 from couloir.analysis.mbar import MbarResult, mbar, target_temperature
@@ -70,13 +71,15 @@ def free_energy_surface(
     free = np.where(np.isfinite(raw), raw, np.nan).reshape(grid.shape)
     lowest = float(np.nanmin(free))
     g = inefficiencies(samples)
+    neighbours = compare_neighbours(samples)
     draws = np.empty((0, n_cells))
     if n_bootstrap > 0:
         states = bin_states(samples, temperature=target, energies=energies)
         sets, solution, _ = solve_connected(states, samples)
         draws = replicas(
-            samples, states, sets, solution.free_energies, cell, n_cells, n=n_bootstrap, seed=seed, fixed=row_weights if fixed else None
-        )
+            samples, states, sets, solution.free_energies, cell, n_cells,
+            n=n_bootstrap, seed=seed, fixed=row_weights if fixed else None, neighbours=neighbours,
+        )  # fmt: skip
     replica = _replica_surfaces(draws, kT, lowest).reshape(-1, *grid.shape)
     n_effective = _effective(cell, row_weights, g[samples.window], n_cells).reshape(grid.shape)
     columns = [samples.column(n) for n in grid.names]
@@ -84,7 +87,7 @@ def free_energy_surface(
     return FreeEnergySurface(
         names=grid.names, units=tuple(samples.units[c] for c in columns), periods=grid.periods, grid=grid.centers,
         free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT, estimator=name, replicas=replica,
-        n_effective=n_effective, findings=window_findings(samples, g) + surface_findings(grid, free - lowest, n_effective, kT),
+        n_effective=n_effective, findings=window_findings(samples, g, neighbours) + surface_findings(grid, free - lowest, n_effective, kT),
         basins={**known, **(basins or {})},
     )  # fmt: skip
 

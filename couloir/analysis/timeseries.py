@@ -16,19 +16,31 @@ from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.errors import DataError
 from couloir.trajectory import Array
 
-_GRID = np.concatenate([np.arange(0.0, 0.5, 0.02), np.arange(0.5, 0.96, 0.05)])
+_GRID = np.arange(0.0, 0.51, 0.02)
 _LONG = 4096
+SIGNIFICANT = 3.0
+"""Standard errors by which what came before must differ from the last half to be dropped as a transient."""
+FEW = 10.0
+"""Effective samples of the last half below which a walker that also differs from its first half still drifts."""
 
 
 @dataclass(frozen=True)
 class WalkerEquilibration:
-    """Where one walker reaches equilibrium: rows to drop, statistical inefficiency of the rest, and their number."""
+    """Where one walker reaches equilibrium.
+
+    Attributes
+    ----------
+    discarded, kept : rows of its transient, and the rest.
+    inefficiency : statistical inefficiency of the rest.
+    drifting : whether it had not arrived after half of its time.
+    """
 
     window: int
     walker: int
     discarded: int
     inefficiency: float
     kept: int
+    drifting: bool = False
 
     @property
     def n_effective(self) -> float:
@@ -73,8 +85,10 @@ def statistical_inefficiency(series: Array, period: float | None = None) -> floa
 def detect_equilibration(series: Array, period: float | None = None) -> tuple[int, float]:
     """Return (t0, g): drop the first ``t0`` values (n,), and the rest has statistical inefficiency ``g``.
 
-    ``t0`` maximizes the number of effective samples (n - t0)/g(t0) over a grid of 35 starts (Chodera, J. Chem. Theory
-    Comput. 12, 1799 (2016), eq. 9).  Long series are thinned for the search only.
+    ``t0`` maximizes the number of effective samples (n - t0)/g(t0) over a grid of starts in the first half (Chodera, J.
+    Chem. Theory Comput. 12, 1799 (2016), eq. 9), with two guards for series that hop between modes: g is never taken
+    smaller than that of the last half (a short stretch without a hop looks fast), and what is dropped must differ
+    from the last half by three standard errors.  Long series are thinned for the search only.
 
     Raises
     ------
@@ -83,10 +97,30 @@ def detect_equilibration(series: Array, period: float | None = None) -> tuple[in
     series = np.asarray(series, dtype=float)
     stride = max(1, len(series) // _LONG)
     thin = series[::stride]
+    half = len(thin) // 2
+    floor = statistical_inefficiency(thin[half:], period)
     starts = np.unique((_GRID * len(thin)).astype(int))
-    n_effective = [(len(thin) - t) / statistical_inefficiency(thin[t:], period) for t in starts]
-    t0 = int(starts[int(np.argmax(n_effective))]) * stride
+    n_effective = [(len(thin) - t) / max(floor, statistical_inefficiency(thin[t:], period)) for t in starts]
+    t0 = int(starts[int(np.argmax(n_effective))])
+    if t0 > 0 and _deviation(thin[:t0], thin[half:], floor, period) < SIGNIFICANT:
+        t0 = 0
+    t0 *= stride
     return t0, statistical_inefficiency(series[t0:], period)
+
+
+def _deviation(part: Array, rest: Array, g: float, period: float | None) -> float:
+    """Return how many standard errors the mean of ``part`` lies from that of ``rest``, given the spread and g of the rest."""
+    a, b = on_circle(part, period), on_circle(rest, period)
+    distance = float(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)))
+    error = float(np.sqrt(b.var(axis=0).sum() * g * (1 / len(a) + 1 / len(b))))
+    return distance / error if error > 0 else 0.0 if distance == 0 else np.inf
+
+
+def _drifting(series: Array, period: float | None) -> bool:
+    """Whether the last half holds few effective samples, and differs from the first by more than these explain."""
+    half = len(series) // 2
+    g = statistical_inefficiency(series[half:], period)
+    return half / g < FEW and _deviation(series[:half], series[half:], g, period) > SIGNIFICANT
 
 
 def walkers(samples: BiasedSamples) -> Iterator[tuple[int, int, IntArray]]:
@@ -98,24 +132,32 @@ def walkers(samples: BiasedSamples) -> Iterator[tuple[int, int, IntArray]]:
         yield int(samples.window[rows[0]]), int(samples.walker[rows[0]]), rows
 
 
+def observables(samples: BiasedSamples) -> list[tuple[str, Array, float | None]]:
+    """Return (name, values, period) of everything recorded: the CVs, and the potential energy where all rows have it."""
+    found: list[tuple[str, Array, float | None]] = [(n, samples[n], p) for n, p in zip(samples.names, samples.periods, strict=True)]
+    return [*found, ("potential", samples.potential, None)] if np.isfinite(samples.potential).all() else found
+
+
 def inefficiencies(samples: BiasedSamples) -> Array:
-    """Return the statistical inefficiency of each window (n_windows,): the worst of its walkers and recorded CVs; NaN when empty."""
+    """Return the statistical inefficiency of each window (n_windows,): the worst of its walkers and observables; NaN when empty."""
     g = np.full(samples.n_windows, np.nan)
+    columns = observables(samples)
     for window, _, rows in walkers(samples):
-        worst = max(statistical_inefficiency(samples.values[rows, c], p) for c, p in enumerate(samples.periods))
+        worst = max(statistical_inefficiency(x[rows], p) for _, x, p in columns)
         g[window] = np.nanmax([g[window], worst])
     return g
 
 
 def equilibration(samples: BiasedSamples) -> list[WalkerEquilibration]:
-    """Return where each walker reaches equilibrium, judged by the slowest of all recorded CVs."""
+    """Return where each walker reaches equilibrium, judged by the slowest of all recorded CVs and the potential energy."""
     table = []
+    columns = observables(samples)
     for window, walker, rows in walkers(samples):
-        found = [detect_equilibration(samples.values[rows, c], p) for c, p in enumerate(samples.periods)]
-        t0 = max(t for t, _ in found)
+        t0 = max(detect_equilibration(x[rows], p)[0] for _, x, p in columns)
         kept = rows[t0:]
-        g = max(statistical_inefficiency(samples.values[kept, c], p) for c, p in enumerate(samples.periods))
-        table.append(WalkerEquilibration(window, walker, t0, g, len(kept)))
+        g = max(statistical_inefficiency(x[kept], p) for _, x, p in columns)
+        drifting = len(rows) >= 20 and any(_drifting(x[rows], p) for _, x, p in columns)
+        table.append(WalkerEquilibration(window, walker, t0, g, len(kept), drifting))
     return table
 
 
@@ -149,11 +191,21 @@ def between_walkers(samples: BiasedSamples) -> Array:
         if len(members) < 2:
             continue
         for c, period in enumerate(samples.periods):
-            out[window, c] = _scale_reduction([samples.values[rows, c] for rows in members], period)
+            out[window, c] = scale_reduction([samples.values[rows, c] for rows in members], period).value
     return out
 
 
-def _scale_reduction(parts: list[Array], period: float | None) -> float:
+@dataclass(frozen=True, eq=False)
+class ScaleReduction:
+    """R of some walkers, ``ratio`` of the variance of their means to what chance gives, and their effective samples."""
+
+    value: float
+    ratio: float
+    n_effective: Array
+
+
+def scale_reduction(parts: list[Array], period: float | None) -> ScaleReduction:
+    """Return how far the series of several walkers lie apart; see :func:`between_walkers`."""
     points = [on_circle(x, period) for x in parts]
     means = np.stack([p.mean(axis=0) for p in points])
     within = np.array([p.var(axis=0).sum() for p in points])
@@ -164,5 +216,6 @@ def _scale_reduction(parts: list[Array], period: float | None) -> float:
     noise = float((within / np.maximum(n_effective, 1.0)) @ share)
     scale = float(share @ within)
     if scale <= 1e-24:
-        return 1.0 if spread <= 1e-24 else np.inf
-    return float(np.sqrt(1.0 + max(0.0, spread - noise) / scale))
+        far = 0.0 if spread <= 1e-24 else np.inf
+        return ScaleReduction(1.0 + far, far, n_effective)
+    return ScaleReduction(float(np.sqrt(1.0 + max(0.0, spread - noise) / scale)), spread / noise, n_effective)

@@ -164,10 +164,10 @@ def bin_states(
     names = biased_names(samples)
     data = np.stack([samples[n] for n in names], axis=1) if names else np.zeros((len(samples), 0))
     periods = [samples.periods[samples.column(n)] for n in names]
-    numbers = _bin_numbers(samples, names, bins)
+    numbers = bin_numbers(samples, names, bins)
     if energies:
         data, periods, numbers = np.column_stack([data, samples.potential]), [*periods, None], [*numbers, 200]
-    index, means = _occupied_bins(data, periods, numbers)
+    index, means = occupied_bins(data, periods, numbers)
     values = np.zeros((len(means), len(samples.names)))
     for i, name in enumerate(names):
         values[:, samples.column(name)] = means[:, i]
@@ -304,7 +304,8 @@ def _logsumexp(x: Array) -> float:
     return top + float(np.log(np.exp(x - top).sum()))
 
 
-def _bin_numbers(samples: BiasedSamples, names: tuple[str, ...], bins: int | Sequence[int] | None) -> list[int]:
+def bin_numbers(samples: BiasedSamples, names: tuple[str, ...], bins: int | Sequence[int] | None) -> list[int]:
+    """Return how many fine bins each biased CV gets, from ``bins`` or from the windows' widths."""
     if bins is not None:
         numbers = [int(bins)] * len(names) if isinstance(bins, (int, np.integer)) else [int(b) for b in bins]
         if len(numbers) != len(names) or min(numbers, default=1) < 1:
@@ -335,7 +336,7 @@ def _narrow_window(samples: BiasedSamples, name: str) -> float:
     return float(np.quantile(widths, 0.1)) if len(widths) else 0.0
 
 
-def _occupied_bins(data: Array, periods: list[float | None], numbers: list[int]) -> tuple[IntArray, Array]:
+def occupied_bins(data: Array, periods: list[float | None], numbers: list[int]) -> tuple[IntArray, Array]:
     """Return the occupied bin of each row (n_rows,) and the mean of the rows in each, (n_bins, n_dims)."""
     key = np.zeros(len(data), dtype=np.int64)
     lows = []

@@ -149,7 +149,7 @@ def test_gaps_are_named_not_smoothed_over():
 
 def test_low_overlap_is_told_from_none():
     found = diagnose(umbrella(double_well, np.linspace(-1.5, 1.5, 9), 150 * KT, 4000, seed=8))
-    assert {f.code for f in found} <= {"low-overlap", "not-equilibrated"}
+    assert {f.code for f in found} <= {"low-overlap", "not-equilibrated", "nothing-orthogonal-recorded"}
     assert any("insert a window at x" in f.fix for f in found if f.code == "low-overlap")
 
 

@@ -32,6 +32,7 @@ class ScoreMLP(nn.Module):
     condition_dim : numbers per condition; 0 for an unconditional network.
     width, depth : hidden units, and residual blocks of two layers.
     harmonics : multiples of an angle whose sine and cosine are inputs.
+    dropout : share of the hidden units of a block that are dropped in training.
     """
 
     circular: Tensor
@@ -39,7 +40,10 @@ class ScoreMLP(nn.Module):
     numbers: Tensor
     frequencies: Tensor
 
-    def __init__(self, dimension: int, circular: Tensor, condition_dim: int, width: int = 128, depth: int = 3, harmonics: int = 3) -> None:
+    def __init__(
+        self, dimension: int, circular: Tensor, condition_dim: int, width: int = 128, depth: int = 3, harmonics: int = 3,
+        dropout: float = 0.1,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.register_buffer("circular", circular.clone().to(torch.bool), persistent=False)
         self.register_buffer("frequencies", torch.arange(1, 17) * 0.25, persistent=False)
@@ -52,15 +56,17 @@ class ScoreMLP(nn.Module):
         self.time = nn.Sequential(nn.Linear(2 * len(self.frequencies) + 1, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Sequential(nn.Linear(condition_dim, width), nn.SiLU(), nn.Linear(width, width)) if condition_dim else None
         self.unconditional = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.leave = nn.Linear(width, dimension)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def raw(self, x: Tensor, noise: Tensor, condition: Tensor | None, keep: Tensor | None = None) -> Tensor:
+    def raw(
+        self, x: Tensor, noise: Tensor, condition: Tensor | None, keep: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Return F (n, dimension) at x = x_t / alpha (n, dimension), noise level (n,) and condition (n, c) or None.
 
-        ``keep`` (n,) is False for rows that are treated as unconditional.
+        ``keep`` (n,) is False for rows that are treated as unconditional; units are dropped by ``generator`` in training mode.
         """
         angles, numbers = x.index_select(1, self.angles), x.index_select(1, self.numbers)
         turned = [f(k * angles) for k in range(1, self.harmonics + 1) for f in (torch.sin, torch.cos)]
@@ -76,7 +82,7 @@ class ScoreMLP(nn.Module):
             context = context + torch.where(keep[:, None], self.condition(condition), self.unconditional)
         context = nn.functional.silu(context)
         for block in self.blocks:
-            h = block(h, context)
+            h = block(h, context, generator)
         return self.leave(nn.functional.silu(h))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -90,17 +96,21 @@ class ScoreMLP(nn.Module):
 class _Block(nn.Module):
     """Residual block h + W2 silu(W1 silu(h) + E context); W2 starts at zero, so a new network is the identity here."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
         self.context = nn.Linear(width, 2 * width, bias=False)
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor, generator: torch.Generator | None = None) -> Tensor:
         shift, scale = self.context(context).chunk(2, dim=1)
-        inner: Tensor = self.first(nn.functional.silu(h)) * (1 + scale) + shift
-        return h + self.second(nn.functional.silu(inner))  # type: ignore[no-any-return]
+        inner = nn.functional.silu(self.first(nn.functional.silu(h)) * (1 + scale) + shift)
+        if self.training and generator is not None and self.dropout > 0:
+            # Not nn.Dropout, whose masks come from a global stream: training must resume with the noise it would have had.
+            inner = inner * (torch.rand(inner.shape, generator=generator, device=inner.device) >= self.dropout) / (1 - self.dropout)
+        return h + self.second(inner)  # type: ignore[no-any-return]
 
 
 class NetworkDenoiser(nn.Module):
@@ -147,6 +157,9 @@ def denoising_loss(
 ) -> Tensor:
     """Return the denoising-score-matching loss of every row (n,), in units in which F has targets of size one.
 
+    Where there are both, numbers and angles count half each: a molecule has many stiff bond lengths and angles, in which
+    there is little to learn, and few torsions, in which everything happens.
+
     Parameters
     ----------
     x_0, condition : data (n, d) and encoded conditions (n, c).
@@ -157,14 +170,15 @@ def denoising_loss(
     s = (schedule.sigma(t) / schedule.alpha(t))[:, None]
     x = x_0 + s * torch.randn(x_0.shape, generator=generator, device=device)
     keep = torch.rand(n, generator=generator, device=device) >= drop
-    f = network.raw(x, s[:, 0], condition, keep).float()
+    f = network.raw(x, s[:, 0], condition, keep, generator).float()
     # Ordinary coordinates: F* = (x_0 - c_skip x) / c_out (Karras et al. 2022, eq. 8), every noise level counting the same.
     root = (1 + s**2).sqrt()
-    error = (f - (x_0 * root - x / root) / s) ** 2
-    angles = network.angles
-    if len(angles):
+    parts = []
+    if len(numbers := network.numbers):
+        parts.append(((f - (x_0 * root - x / root) / s) ** 2)[:, numbers].mean(dim=1))
+    if len(angles := network.angles):
         size = score_size(s)
         turned = (f[:, angles] - wrapped_score((x - x_0)[:, angles], s.expand(-1, len(angles))) / size) ** 2
         # Where noise has made the circle uniform there is nothing to learn: such rows count by how much score is left.
-        error = error.index_copy(1, angles, turned * (s * size).clamp(max=1.0))
-    return error.mean(dim=1)
+        parts.append((turned * (s * size).clamp(max=1.0)).mean(dim=1))
+    return torch.stack(parts).mean(dim=0)

@@ -89,7 +89,8 @@ class ConditionalSGM:
         self.labels = (label,) if isinstance(label, CollectiveVariable) else tuple(label)
         if not self.labels:
             raise ModelError("a conditional model needs at least one label", "give a CV, e.g. Dihedral.phi(topology, residue=2)")
-        self.schedule = schedule or EDM(sigma_max=20.0)
+        # Noise of the size of the torsions' modes gets the most training: which mode a structure is in is decided there.
+        self.schedule = schedule or EDM(sigma_max=20.0, p_mean=0.0)
         self.width, self.depth, self.impose, self.drop = width, depth, impose, drop
 
     def fit(

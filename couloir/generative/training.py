@@ -54,10 +54,10 @@ class TrainingPlan:
     precision : ``"auto"`` (bfloat16 autocast and TF32 on a GPU, float32 on a CPU), ``"float32"`` or ``"bf16"``.
     """
 
-    steps: int = 1500
+    steps: int = 1200
     epochs: float | None = None
-    batch_size: int = 1024
-    learning_rate: float = 3e-3
+    batch_size: int = 512
+    learning_rate: float = 2e-3
     warmup: float = 0.03
     weight_decay: float = 0.0
     ema_decay: float = 0.998

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from couloir.errors import DataError
 from couloir.trajectory import Array
+from couloir.units import convert
 
 if TYPE_CHECKING:
     import openmm
@@ -23,6 +25,22 @@ if TYPE_CHECKING:
 def wrap(values: Array, period: float | None) -> Array:
     """Wrap ``values`` into [-period/2, period/2); returned unchanged when ``period`` is None."""
     return values if period is None else (values + period / 2) % period - period / 2
+
+
+def require_in_period(cv: CollectiveVariable, value: float, what: str) -> None:
+    """Refuse a value outside [-period/2, period/2] of a periodic CV, which no frame ever has; infinite limits pass.
+
+    Raises
+    ------
+    DataError : the value is outside; says which value inside means the same.
+    """
+    if cv.period is None or np.isinf(value) or abs(value) <= cv.period / 2 + 1e-9:
+        return
+    same = float(wrap(np.array(value), cv.period))
+    raise DataError(
+        f"{what} = {value:g} is outside the period of {cv.name}, whose values lie in [{-cv.period / 2:.4g}, {cv.period / 2:.4g}) {cv.unit}",
+        f"the same place is {same:.4g}" + (f'; if {value:g} is in degrees, write "{value:g} deg"' if cv.unit == "rad" else ""),
+    )
 
 
 class CollectiveVariable(ABC):
@@ -81,25 +99,35 @@ class CollectiveVariable(ABC):
         parameters : global parameters of the force with their default values.
         """
 
-    def __lt__(self, limit: float) -> Region:
+    def __lt__(self, limit: Any) -> Region:
         return self._interval(-np.inf, limit)
 
-    def __le__(self, limit: float) -> Region:
+    def __le__(self, limit: Any) -> Region:
         return self._interval(-np.inf, limit)
 
-    def __gt__(self, limit: float) -> Region:
+    def __gt__(self, limit: Any) -> Region:
         return self._interval(limit, np.inf)
 
-    def __ge__(self, limit: float) -> Region:
+    def __ge__(self, limit: Any) -> Region:
         return self._interval(limit, np.inf)
 
-    def between(self, low: float, high: float) -> Region:
-        """Return the region low <= CV <= high; for a periodic CV, ``low > high`` runs through the period's edge."""
+    def between(self, low: Any, high: Any) -> Region:
+        """Return the region low <= CV <= high; for a periodic CV, ``low > high`` runs through the period's edge.
+
+        Raises
+        ------
+        DataError : a limit is outside the period of a periodic CV.
+        UnitError : a limit has a unit that does not fit.
+        """
         return self._interval(low, high)
 
-    def _interval(self, low: float, high: float) -> Region:
+    def _interval(self, low: Any, high: Any) -> Region:
         from couloir.cv.region import Interval
 
+        low, high = (
+            limit if isinstance(limit, float) and np.isinf(limit) else convert(limit, self.unit, f"the limit of {self.name}")
+            for limit in (low, high)
+        )
         return Interval(self, float(low), float(high))
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from couloir.cv.base import CollectiveVariable
+from couloir.cv.base import CollectiveVariable, require_in_period
 from couloir.errors import ConfigError, nearest
 from couloir.trajectory import Array
+
+# a number followed by a unit (any word but the operators), as a user types it after a comparison
+_WITH_UNIT = re.compile(r"(?<![\w.])([+-]?\s*(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*((?!(?:and|or|not)\b|[eE][+-]?\d)[A-Za-zÅµ][\w/^*Å]*)")
 
 Mask = npt.NDArray[np.bool_]
 
@@ -47,25 +51,37 @@ class Region(ABC):
 
     @staticmethod
     def parse(text: str, cvs: Mapping[str, CollectiveVariable]) -> Region:
-        """Read a region such as ``"phi > 0.7 and not psi < 1.5"``.
+        """Read a region such as ``"phi > 0.7 and not psi < 60 deg"``; numbers without a unit are in the CV's own.
 
         Raises
         ------
         ConfigError : the text is not such an expression, or names an unknown CV.
+        UnitError : a unit is unknown or does not fit its CV.
+        DataError : a limit is outside the period of a periodic CV.
         """
+        quoted = _WITH_UNIT.sub(lambda m: repr(f"{m[1].replace(' ', '')} {m[2]}"), text)
         try:
-            return _build(ast.parse(text, mode="eval").body, cvs, text)
+            return _build(ast.parse(quoted.strip(), mode="eval").body, cvs, text)
         except SyntaxError:
             raise ConfigError(f"cannot read the region {text!r}", 'write it like "phi > 0.7 and phi < 1.5"') from None
 
 
 @dataclass(frozen=True, eq=False)
 class Interval(Region):
-    """low <= CV <= high; on a periodic CV with low > high, the arc through the period's edge."""
+    """low <= CV <= high; on a periodic CV with low > high, the arc through the period's edge.
+
+    Raises
+    ------
+    DataError : a limit is outside the period of a periodic CV.
+    """
 
     cv: CollectiveVariable
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        for limit in (self.low, self.high):
+            require_in_period(self.cv, limit, f"the limit of {self.cv.name}")
 
     @property
     def cvs(self) -> tuple[CollectiveVariable, ...]:
@@ -144,7 +160,7 @@ def _build(node: ast.expr, cvs: Mapping[str, CollectiveVariable], text: str) -> 
     if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and len(node.ops) == 1:
         if node.left.id not in cvs:
             raise ConfigError(f"the region {text!r} names the unknown CV {node.left.id!r}{nearest(node.left.id, cvs)}")
-        limit = _number(node.comparators[0])
+        limit = _limit(node.comparators[0])
         if limit is not None and isinstance(node.ops[0], (ast.Lt, ast.LtE)):
             return cvs[node.left.id] < limit
         if limit is not None and isinstance(node.ops[0], (ast.Gt, ast.GtE)):
@@ -152,9 +168,9 @@ def _build(node: ast.expr, cvs: Mapping[str, CollectiveVariable], text: str) -> 
     raise ConfigError(f"cannot read the region {text!r}", 'write it like "phi > 0.7 and phi < 1.5"')
 
 
-def _number(node: ast.expr) -> float | None:
+def _limit(node: ast.expr) -> float | str | None:
     try:
         value = ast.literal_eval(node)
     except ValueError:
         return None
-    return float(value) if isinstance(value, (int, float)) else None
+    return value if isinstance(value, (int, float, str)) else None

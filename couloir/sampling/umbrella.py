@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from couloir.analysis.samples import BiasedSamples
-from couloir.cv.base import CollectiveVariable, wrap
+from couloir.cv.base import CollectiveVariable, require_in_period, wrap
 from couloir.cv.bias import HarmonicBias
 from couloir.errors import DataError, nearest
 from couloir.sampling.chunks import CHUNK_RECORDS, ChunkedRun, record_steps
@@ -55,8 +55,18 @@ class UmbrellaSampling:
 
     @classmethod
     def at(cls, cvs: CollectiveVariable | Sequence[CollectiveVariable], centers: Sequence[Any], force_constant: Any) -> UmbrellaSampling:
-        """Place windows at a list of centres (a number, or one number per CV), all with one force constant."""
+        """Place windows at a list of centres (a number, or one number per CV), all with one force constant.
+
+        Raises
+        ------
+        DataError : a centre is outside the period of a periodic CV, or does not have one number per CV.
+        UnitError : a value has a unit that does not fit its CV.
+        """
         along = (cvs,) if isinstance(cvs, CollectiveVariable) else tuple(cvs)
+        for i, center in enumerate(centers):
+            given = center if isinstance(center, (list, tuple, np.ndarray)) else [center] * len(along)
+            for cv, value in zip(along, given, strict=False):  # HarmonicBias.on counts them
+                require_in_period(cv, convert(value, cv.unit, "center"), f"the centre of window {i}")
         return cls(along, [HarmonicBias.on(along, center, force_constant) for center in centers])
 
     @classmethod

@@ -118,3 +118,46 @@ def test_a_region_that_cannot_be_read_says_so(text, message):
 def test_a_chained_comparison_is_refused():
     with pytest.raises(TypeError, match="is a set"):
         -1 < PHI < 1  # noqa: B015
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("phi < 60 deg", (-np.inf, np.pi / 3)),
+        ("phi > -60deg", (-np.pi / 3, np.inf)),
+        ("phi > - 1.5e0 rad", (-1.5, np.inf)),
+        ("d < 3.5 angstrom", (-np.inf, 0.35)),
+        ("d >= .4 nm", (0.4, np.inf)),
+        ("d > 1e-1", (0.1, np.inf)),
+    ],
+)
+def test_limits_in_text_take_units(text, limits):
+    region = Region.parse(text, {"phi": PHI, "d": D})
+    assert (region.low, region.high) == pytest.approx(limits)
+
+
+def test_units_work_inside_a_longer_region():
+    region = Region.parse("(phi > 40 deg and not phi >= 86 deg) or phi < -172 deg", {"phi": PHI})
+    assert inside(region, [0.5, 1.0, 1.6, -3.1]) == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("text", "message"), [("phi < 60 dge", "unknown unit 'dge'.*did you mean 'deg'"), ("phi < 1 nm", "does not fit")])
+def test_an_unknown_or_misplaced_unit_in_a_region_is_named(text, message):
+    with pytest.raises(UnitError, match=message):
+        Region.parse(text, {"phi": PHI})
+
+
+def test_limits_take_units_in_code_too():
+    assert ((PHI < "60 deg").high, (D > "2 angstrom").low) == pytest.approx((np.pi / 3, 0.2))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: PHI < 60, lambda: PHI.between(3.0, 4.0), lambda: Region.parse("phi > -200 deg", {"phi": PHI})], ids=range(3)
+)
+def test_a_limit_outside_the_period_is_refused_with_the_place_it_means(build):
+    with pytest.raises(DataError, match=r"(?s)outside the period of phi.*the same place is"):
+        build()
+
+
+def test_the_edges_of_the_period_are_limits():
+    assert inside(PHI.between("-180 deg", "180 deg"), [-3.0, 0.0, 3.0]) == [True, True, True]

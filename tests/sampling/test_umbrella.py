@@ -43,6 +43,15 @@ def test_windows_on_a_circle_are_evenly_spread_and_do_not_meet_twice() -> None:
     assert windows.windows[3].force_constants == (100.0,)
 
 
+def test_a_centre_outside_the_period_is_refused() -> None:
+    phi = Dihedral((0, 1, 2, 3), "phi")
+    assert UmbrellaSampling.at(phi, ["-60 deg", np.pi], 10.0).centers[0, 0] == pytest.approx(-np.pi / 3)
+    with pytest.raises(DataError, match=r"(?s)centre of window 1 = 60 .*\"60 deg\""):
+        UmbrellaSampling.at(phi, [0.5, 60], 10.0)
+    with pytest.raises(DataError, match="window 0"):
+        UmbrellaSampling.at((X, phi), [(0.5, "200 deg")], 10.0)
+
+
 def test_two_cvs_make_a_product_of_windows() -> None:
     y = Coordinate(1, "y")
     windows = UmbrellaSampling.grid((X, y), (3, 2), (10.0, 20.0), range=[(0, 2), (-1, 1)])

@@ -141,6 +141,7 @@ class _Draft:
             yield "[explore]                   # unbiased dynamics: the data that the generative model learns from"
             yield 'duration = "2 ns"           # in all; raise it for larger molecules'
             yield 'stride = "1 ps"             # time between the frames that are kept'
+            yield "walkers = 2                 # run side by side, each for its share of the duration"
             yield ""
             yield "[model]                     # proposes starting structures for every window; they are checked and carry no weight"
             yield 'type = "conditional_sgm"'

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.reference.data import alanine_dipeptide_surface
 from benchmarks.results import Row, write_results
-from couloir.analysis import BiasedSamples, equilibrated, free_energy_surface
+from couloir.analysis import BiasedSamples, free_energy_surface
 from couloir.cv.geometric import Coordinate, Dihedral
 from couloir.generative import ConditionalSGM, InternalCoordinates, Vector
 from couloir.sampling import OpenMMEngine, ToyEngine, potentials, systems
@@ -34,7 +34,7 @@ def error_in_time(samples: BiasedSamples, times: Sequence[float], along: str, ex
     """Return the RMSE in kT below 8 kT of the surface from the first t ps of every walker, for each t."""
     out = []
     for time in times:
-        surface = free_energy_surface(equilibrated(samples.until(time)), along, n_bootstrap=0, **grid)  # type: ignore[arg-type]
+        surface = free_energy_surface(samples.until(time), along, n_bootstrap=0, **grid)  # type: ignore[arg-type]
         out.append(surface.rmse(exact, below=8.0) / surface.kT)  # type: ignore[arg-type]
     return np.array(out)
 

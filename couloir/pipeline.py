@@ -238,7 +238,7 @@ def _until_known(run: Run, engine: Any, until: Callable[[float], BiasedSamples],
     while True:
         duration = min(duration, limit)
         samples = until(duration)
-        error = _largest_error(free_energy_surface(equilibrated(samples), windows.cvs[:2], n_bootstrap=50, seed=run.config.seed), windows)
+        error = _largest_error(free_energy_surface(samples, windows.cvs[:2], n_bootstrap=50, seed=run.config.seed), windows)
         say(f"{duration:g} ps per walker: largest standard error below 8 kT is {error:.2f} kT (target {target:g})")
         if error <= target or duration >= limit:
             break
@@ -283,8 +283,9 @@ def make_surfaces(run: Run, samples: BiasedSamples, cvs: dict[str, CollectiveVar
         basins = {name: Region.parse(text, cvs) for name, text in table.basins.items()}
         basins = {name: region for name, region in basins.items() if {cv.name for cv in region.cvs} <= set(names)}
         surface = free_energy_surface(
-            kept, names, estimator=table.estimator, bins=table.bins, n_bootstrap=table.bootstrap, seed=run.config.seed, basins=basins
-        )
+            kept, names, estimator=table.estimator, bins=table.bins, n_bootstrap=table.bootstrap, seed=run.config.seed, basins=basins,
+            equilibrate=False,
+        )  # fmt: skip
         stem = results / ("free_energy_" + "_".join(names))
         surface.save(stem.with_suffix(".npz"))
         surface.to_csv(stem.with_suffix(".csv"))

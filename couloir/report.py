@@ -160,7 +160,7 @@ def _compare(data: RunData, surface: FreeEnergySurface) -> tuple[str, Finding | 
     if len(surface.grid) == 1:
         options = {"bins": len(surface.grid[0]), "limits": limits[0], "n_bootstrap": 0}
     try:
-        one, other = (free_energy_surface(samples, surface.names, estimator=e, **options) for e in ("wham", "mbar"))
+        one, other = (free_energy_surface(samples, surface.names, estimator=e, equilibrate=False, **options) for e in ("wham", "mbar"))
     except CouloirError as problem:
         return f"WHAM and MBAR could not be compared: {problem.message}", None
     low = np.minimum(one.free_energy, other.free_energy) < _BELOW * surface.kT

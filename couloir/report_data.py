@@ -212,7 +212,11 @@ def _surfaces(
         for entry in table.along or (run.config.umbrella.along[:2],):
             names = (entry,) if isinstance(entry, str) else entry
             options: dict[str, Any] = {"bins": table.bins, "n_bootstrap": PROVISIONAL_REPLICAS, "seed": run.config.seed}
-            made = _try(notes, f"a surface along {', '.join(names)}", lambda n=names, o=options: free_energy_surface(kept, n, **o))
+            made = _try(
+                notes,
+                f"a surface along {', '.join(names)}",
+                lambda n=names, o=options: free_energy_surface(kept, n, equilibrate=False, **o),
+            )
             out += [] if made is None else [made]
     return tuple(surface.with_basins(**_basins(run, cvs, surface, notes)) for surface in out)
 

@@ -13,7 +13,7 @@ from couloir.analysis.diagnostics import surface_findings, window_findings
 from couloir.analysis.mbar import MbarResult, mbar, target_temperature
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import ALANINE_BASINS, FreeEnergySurface, make_grid
-from couloir.analysis.timeseries import inefficiencies
+from couloir.analysis.timeseries import equilibrated, inefficiencies
 from couloir.analysis.wham import WhamResult, bin_states, solve_connected, wham
 from couloir.errors import DataError, nearest
 from couloir.trajectory import Array
@@ -32,6 +32,7 @@ def free_energy_surface(
     temperature: Any = None,
     weights: WhamResult | MbarResult | Array | None = None,
     basins: Mapping[str, Any] | None = None,
+    equilibrate: bool = True,
 ) -> FreeEnergySurface:
     """Return the free energy along recorded CVs, with standard errors.
 
@@ -51,11 +52,15 @@ def free_energy_surface(
     temperature : to reweight to (K or text); default that of the first window.
     weights : an estimate made before, or weights (n_rows,) of the rows that are taken as exactly known.
     basins : names for ranges or regions, for ``barrier`` and ``difference``.
+    equilibrate : leave out each walker's transient first (:func:`couloir.analysis.equilibrated`).  With ``weights`` given all
+        rows are used: they belong to these rows, and whoever made them chose the rows.
 
     Raises
     ------
     DataError : a CV was not recorded, temperatures need energies that were not recorded, or weights do not fit.
     """
+    if equilibrate and weights is None:
+        samples = equilibrated(samples)
     grid = make_grid(samples, along, bins, limits)
     target, energies = target_temperature(samples, _given_temperature(weights, temperature))
     kT = GAS_CONSTANT * target

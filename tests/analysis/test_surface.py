@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from exact_systems import KT, double_well, exact_cells, gauge, torsion, umbrella
 
-from couloir.analysis import FreeEnergySurface, convergence, diagnose, free_energy_surface, wham
+from couloir.analysis import FreeEnergySurface, convergence, diagnose, equilibrated, free_energy_surface, wham
 from couloir.errors import DataError
 
 CENTERS = np.linspace(-1.6, 1.6, 14)
@@ -18,7 +20,7 @@ def samples():
 
 @pytest.fixture(scope="module")
 def surface(samples):
-    return free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), seed=1)
+    return free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), seed=1, equilibrate=False)
 
 
 def test_surface_recovers_double_well_within_four_standard_errors(surface):
@@ -31,7 +33,7 @@ def test_surface_recovers_double_well_within_four_standard_errors(surface):
 
 
 def test_mbar_and_wham_give_one_surface(samples, surface):
-    other = free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), estimator="mbar", n_bootstrap=20, seed=1)
+    other = free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), estimator="mbar", n_bootstrap=20, seed=1, equilibrate=False)
     near = surface.free_energy < 8 * KT
     assert np.abs(gauge(other) - gauge(surface))[near].max() < 0.02 * KT
     assert (np.abs(gauge(other) - gauge(surface)) < 0.25 * surface.standard_error)[near].all()
@@ -108,7 +110,7 @@ def test_walkers_that_disagree_widen_the_error():
 
 
 def test_same_seed_same_errors_and_units_scale(samples, surface):
-    again = free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), seed=1)
+    again = free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), seed=1, equilibrate=False)
     assert np.array_equal(again.replicas, surface.replicas)
     other = free_energy_surface(samples, "x", bins=40, limits=(-1.5, 1.5), seed=2)
     assert not np.array_equal(other.replicas, surface.replicas)
@@ -173,6 +175,21 @@ def test_weights_made_before_are_used(samples, surface):
         free_energy_surface(samples, "x", estimator="wahm")
     with pytest.raises(DataError, match="was not recorded"):
         free_energy_surface(samples, "z")
+
+
+def test_transients_are_left_out_unless_told_otherwise(samples):
+    values = samples.values.copy()
+    for k in range(samples.n_windows):
+        values[np.flatnonzero(samples.window == k)[:400], 1] += np.linspace(3, 0, 400)
+    drifting = replace(samples, values=values)
+    options = {"bins": 20, "n_bootstrap": 0}
+    cut = free_energy_surface(drifting, "y", **options)
+    by_hand = free_energy_surface(equilibrated(drifting), "y", equilibrate=False, **options)
+    assert cut.grid[0][-1] < 2.5 < free_energy_surface(drifting, "y", equilibrate=False, **options).grid[0][-1]
+    assert np.array_equal(cut.free_energy, by_hand.free_energy, equal_nan=True)
+    given = free_energy_surface(drifting, "y", weights=wham(drifting), **options)
+    assert given.n_effective.sum() > 0
+    assert given.grid[0][-1] > 2.5
 
 
 def test_plots_draw_what_they_say(samples, surface, tmp_path):

@@ -127,7 +127,12 @@ class BiasedSamples:
 
     @classmethod
     def join(cls, *parts: BiasedSamples) -> BiasedSamples:
-        """Put several sets together; their windows and walkers stay distinct.  Only CVs recorded in all of them are kept."""
+        """Put several sets together; their windows and walkers stay distinct.  Only CVs recorded in all of them are kept.
+
+        Raises
+        ------
+        DataError : a biased CV was not recorded in all, or a CV has another unit or period in another set.
+        """
         if not parts:
             raise DataError("nothing to join")
         common = [name for name in parts[0].names if all(name in p.names for p in parts)]
@@ -136,6 +141,9 @@ class BiasedSamples:
             raise DataError(f"{', '.join(sorted(missing))} is biased in one set but not recorded in all", "record it in every set")
         first = parts[0]
         columns = [first.column(name) for name in common]
+        for number, part in enumerate(parts[1:], 2):
+            for name in common:
+                _require_alike(name, first, part, number)
         window_offset = np.cumsum([0] + [p.n_windows for p in parts])
         walker_offset = np.cumsum([0] + [int(p.walker.max()) + 1 for p in parts])
         return cls(
@@ -208,3 +216,19 @@ class BiasedSamples:
 
         table = {"window": self.window, "walker": self.walker, "time": self.time}
         return pd.DataFrame({**table, **{n: self[n] for n in self.names}, "potential": self.potential})
+
+
+def _require_alike(name: str, first: BiasedSamples, other: BiasedSamples, number: int) -> None:
+    """Raise a DataError unless a CV means the same in both sets; ``number`` counts the other one from 1."""
+    a, b = first.column(name), other.column(name)
+    if first.units[a] != other.units[b]:
+        raise DataError(
+            f"{name} is in {first.units[a] or 'no unit'!r} in set 1 and in {other.units[b] or 'no unit'!r} in set {number}",
+            "convert one of them, or name the CVs differently if they are not the same",
+        )
+    p, q = first.periods[a], other.periods[b]
+    if (p is None) != (q is None) or (p is not None and q is not None and abs(p - q) > 1e-9 * abs(p)):
+        raise DataError(
+            f"{name} has the period {p} in set 1 and {q} in set {number} (unit: {first.units[a] or 'none'!r} in both)",
+            "give both the same period, or name the CVs differently if they are not the same",
+        )

@@ -10,6 +10,8 @@ from couloir.analysis import BiasedSamples, FreeEnergySurface, free_energy_surfa
 from couloir.cv import HarmonicBias
 
 HERE = Path(__file__).parent
+BASINS = {"C7eq": (-2.8, -0.7), "alphaL": (0.7, 1.5)}
+"""Ranges of phi, rad."""
 
 
 def alanine_dipeptide_obc2(file: Path = HERE / "alanine_dipeptide_obc2.npz") -> BiasedSamples:
@@ -34,5 +36,7 @@ def alanine_dipeptide_obc2(file: Path = HERE / "alanine_dipeptide_obc2.npz") -> 
 
 
 def alanine_dipeptide_surface(along: str | tuple[str, ...] = "phi", estimator: str = "wham", **options: object) -> FreeEnergySurface:
-    """Return the reference surface along phi, psi or both."""
+    """Return the reference surface along phi, psi or both, with named basins where phi comes first."""
+    first = along if isinstance(along, str) else along[0]
+    options = {"basins": BASINS if first == "phi" else None, **options}
     return free_energy_surface(alanine_dipeptide_obc2(), along, estimator=estimator, **options)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from couloir.analysis.bootstrap import replicas
 from couloir.analysis.diagnostics import surface_findings, window_findings
 from couloir.analysis.mbar import MbarResult, mbar, target_temperature
 from couloir.analysis.samples import BiasedSamples
-from couloir.analysis.surface import ALANINE_BASINS, FreeEnergySurface, make_grid
+from couloir.analysis.surface import FreeEnergySurface, make_grid
 from couloir.analysis.timeseries import equilibrated, inefficiencies
 from couloir.analysis.wham import WhamResult, bin_states, solve_connected, wham
 from couloir.errors import DataError, nearest
@@ -88,12 +88,11 @@ def free_energy_surface(
     replica = _replica_surfaces(draws, kT, lowest).reshape(-1, *grid.shape)
     n_effective = _effective(cell, row_weights, g[samples.window], n_cells).reshape(grid.shape)
     columns = [samples.column(n) for n in grid.names]
-    known = ALANINE_BASINS if grid.names[0] == "phi" and grid.periods[0] is not None else {}
     return FreeEnergySurface(
         names=grid.names, units=tuple(samples.units[c] for c in columns), periods=grid.periods, grid=grid.centers,
         free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT, estimator=name, replicas=replica,
         n_effective=n_effective, findings=window_findings(samples, g, neighbours) + surface_findings(grid, free - lowest, n_effective, kT),
-        basins={**known, **(basins or {})},
+        basins=dict(basins or {}),
     )  # fmt: skip
 
 

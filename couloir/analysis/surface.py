@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-ALANINE_BASINS: dict[str, tuple[float, float]] = {"C7eq": (-2.8, -0.7), "alphaL": (0.7, 1.5)}
-"""Ranges of phi (rad) in which the basins of a capped amino acid lie; known to every surface along a periodic ``phi``."""
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -57,7 +54,7 @@ class FreeEnergySurface:
     replicas : (n_bootstrap, ...) bootstrap replicas of ``free_energy``, kJ/mol.
     n_effective : on the grid, decorrelated samples behind each cell.
     findings : what is unsure; also as ``warnings``.
-    basins : names for ranges (or regions), for :meth:`barrier` and :meth:`difference`.
+    basins : names for ranges, regions or masks of cells, for :meth:`barrier` and :meth:`difference`.
     """
 
     names: tuple[str, ...]
@@ -113,7 +110,7 @@ class FreeEnergySurface:
 
         Parameters
         ----------
-        a, b : a name in ``basins``, a range ``(low, high)`` of the first CV, or a Region on the surface's CVs.
+        a, b : a name in ``basins``, a range ``(low, high)`` of the first CV, a Region on the surface's CVs, or the mask of its cells.
 
         Raises
         ------
@@ -188,14 +185,17 @@ class FreeEnergySurface:
         return replace(self, basins={**self.basins, **basins})
 
     def save(self, file: str | Path) -> None:
-        """Write the surface to an npz file (basins given as ranges are kept, regions are not)."""
+        """Write the surface to an npz file ; a basin given as a region becomes the mask of its cells."""
+        ranges = {k: [float(x) for x in v] for k, v in self.basins.items() if isinstance(v, (tuple, list))}
+        masked = [k for k in self.basins if k not in ranges]
         meta = {
             "format": "couloir-surface-1", "names": self.names, "units": self.units, "periods": self.periods, "kT": self.kT,
             "estimator": self.estimator, "findings": [[f.code, f.message, f.fix] for f in self.findings],
-            "basins": {k: list(v) for k, v in self.basins.items() if isinstance(v, tuple)},
+            "basins": ranges, "masked_basins": masked, "basin_order": list(self.basins),
         }  # fmt: skip
         arrays: dict[str, Any] = {name: getattr(self, name) for name in ("free_energy", "standard_error", "replicas", "n_effective")}
         arrays |= {f"grid_{i}": x for i, x in enumerate(self.grid)}
+        arrays |= {f"basin_{i}": self._mask(self.basins[name]) for i, name in enumerate(masked)}
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
 
     @classmethod
@@ -206,11 +206,14 @@ class FreeEnergySurface:
                 meta = json.loads(str(data["meta"]))
                 arrays = {name: data[name] for name in ("free_energy", "standard_error", "replicas", "n_effective")}
                 grid = tuple(data[f"grid_{i}"] for i in range(len(meta["names"])))
+                basins: dict[str, Any] = {k: tuple(v) for k, v in meta["basins"].items()}
+                basins |= {k: data[f"basin_{i}"] for i, k in enumerate(meta.get("masked_basins", ()))}
+                basins = {k: basins[k] for k in meta.get("basin_order", basins)}
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{file} does not hold a saved surface: {error}") from error
         return cls(
             tuple(meta["names"]), tuple(meta["units"]), tuple(meta["periods"]), grid, kT=meta["kT"], estimator=meta["estimator"],
-            findings=tuple(Finding(*f) for f in meta["findings"]), basins={k: tuple(v) for k, v in meta["basins"].items()}, **arrays,
+            findings=tuple(Finding(*f) for f in meta["findings"]), basins=basins, **arrays,
         )  # fmt: skip
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -272,6 +275,10 @@ class FreeEnergySurface:
             if missing:
                 raise DataError(f"the region {basin} needs {', '.join(missing)}; this surface is along {', '.join(self.names)}")
             return basin.contains_values(points)
+        if isinstance(basin, np.ndarray) and basin.dtype == bool:
+            if basin.shape != self.free_energy.shape:
+                raise DataError(f"a mask of shape {basin.shape} for a surface of {self.free_energy.shape} cells", "give one bool per cell")
+            return basin
         low, high = basin
         x = points[self.names[0]]
         if self.periods[0] is not None and low > high:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.region import Region
 from couloir.errors import ConfigError, nearest
 from couloir.sampling.alkanes import alkane
 from couloir.sampling.molecule import MolecularSystem
@@ -25,6 +27,7 @@ from couloir.sampling.potentials import (
 )
 
 __all__ = [
+    "alanine_basins",
     "alanine_dipeptide",
     "alanine_tetrapeptide",
     "alanine_tripeptide",
@@ -66,6 +69,16 @@ def alanine_dipeptide(solvent: Solvent = "vacuum", constraints: Constraints = "H
     ConfigError : the solvent or the kind of constraint does not exist.
     """
     return _peptide("alanine_dipeptide", solvent, constraints)
+
+
+def alanine_basins(phi: CollectiveVariable) -> dict[str, Region]:
+    """Return the two basins along ``phi`` of alanine dipeptide: C7eq (-2.8 to -0.7 rad) and alphaL (0.7 to 1.5 rad).
+
+    Parameters
+    ----------
+    phi : the torsion C-N-CA-C of the residue; the ``basins`` of :func:`couloir.analysis.free_energy_surface` take the result.
+    """
+    return {"C7eq": (phi > -2.8) & (phi < -0.7), "alphaL": (phi > 0.7) & (phi < 1.5)}
 
 
 def alanine_tripeptide(solvent: Solvent = "vacuum", constraints: Constraints = "HBonds") -> MolecularSystem:

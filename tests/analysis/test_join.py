@@ -28,5 +28,5 @@ def test_sets_in_different_units_are_not_joined(samples):
 
 @pytest.mark.parametrize("period", [None, 360.0])
 def test_sets_with_different_periods_are_not_joined(samples, period):
-    with pytest.raises(DataError, match="x has the period 6.28.* in set 1 and .* in set 2"):
+    with pytest.raises(DataError, match=r"x has the period 6.28.* in set 1 and .* in set 2"):
         BiasedSamples.join(samples, replace(samples, periods=(period,)))

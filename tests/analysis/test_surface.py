@@ -5,6 +5,7 @@ import pytest
 from exact_systems import KT, double_well, exact_cells, gauge, torsion, umbrella
 
 from couloir.analysis import FreeEnergySurface, convergence, diagnose, equilibrated, free_energy_surface, wham
+from couloir.cv import Coordinate
 from couloir.errors import DataError
 
 CENTERS = np.linspace(-1.6, 1.6, 14)
@@ -128,6 +129,24 @@ def test_surface_is_saved_and_loaded(surface, tmp_path):
     (tmp_path / "bad.npz").write_text("nothing")
     with pytest.raises(DataError, match="does not hold"):
         FreeEnergySurface.load(tmp_path / "bad.npz")
+
+
+def test_basins_given_as_regions_survive_saving(samples, tmp_path):
+    x, y = Coordinate(0, "x"), Coordinate(1, "y")
+    basins = {"left": (x < -0.5) & (y < 0.5), "right": (0.5, 1.5)}
+    plane = free_energy_surface(samples, ("x", "y"), bins=20, n_bootstrap=5, basins=basins, equilibrate=False)
+    plane.save(tmp_path / "f.npz")
+    back = FreeEnergySurface.load(tmp_path / "f.npz")
+    assert list(back.basins) == ["left", "right"]
+    for answer in (FreeEnergySurface.barrier, FreeEnergySurface.difference):
+        assert answer(back, "left", "right") == answer(plane, "left", "right")
+    with pytest.raises(DataError, match="a mask of shape"):
+        back.difference(np.ones(3, dtype=bool), "right")
+
+
+def test_no_basin_is_known_by_the_name_of_a_cv():
+    windows = umbrella(torsion, np.linspace(-3, 3, 12), 30 * KT, 300, period=2 * np.pi, seed=2)
+    assert free_energy_surface(replace(windows, names=("phi",), biases=(None,) * 12), "phi", n_bootstrap=0).basins == {}
 
 
 def test_surface_is_exported(surface, tmp_path):

@@ -106,7 +106,7 @@ class Trajectory:
     topology : mdtraj topology, or None for toy systems.
     series : CVs recorded at their own stride, or None.
     last : full-precision state (with velocities) at the end, to continue from.
-    ended : ``"complete"`` or ``"stopped"`` (a stop region was hit at the last record).
+    ended : ``"complete"``, ``"stopped"`` (a stop region was hit at the last record) or ``"failed"`` (the dynamics broke down).
     """
 
     positions: Array
@@ -116,7 +116,7 @@ class Trajectory:
     topology: mdtraj.Topology | None = field(default=None, repr=False)
     series: Series | None = None
     last: State | None = None
-    ended: Literal["complete", "stopped"] = "complete"
+    ended: Literal["complete", "stopped", "failed"] = "complete"
 
     def __post_init__(self) -> None:
         for name in ("positions", "velocities", "boxes"):

@@ -108,7 +108,7 @@ class WalkerResult:
     values: Array
     potential: Array
     last: State
-    ended: Literal["complete", "stopped"] = "complete"
+    ended: Literal["complete", "stopped", "failed"] = "complete"
     failure: str | None = None
 
 
@@ -255,15 +255,7 @@ def turn(description: Description) -> contextlib.AbstractContextManager[Any]:
 def run_walker(task: WalkerTask) -> WalkerResult:
     """Propagate one walker from its state with its seed."""
     with turn(task.description):
-        driver = simulation(task.description, task.bias)
-        driver.reset(task.parameters, task.seed)
-        driver.place(task.state)
-        if task.state.velocities is None:
-            driver.context.applyConstraints(driver.integrator.getConstraintTolerance())
-            driver.context.setVelocitiesToTemperature(task.description.temperature, integer_seed(task.seed, "velocities"))
-        else:
-            driver.context.setVelocities(task.state.velocities)
-        return _Recorder(task, driver).run()
+        return _Recorder(task, simulation(task.description, task.bias)).run()
 
 
 class _Recorder:
@@ -283,7 +275,7 @@ class _Recorder:
         self.box: Array | None = task.state.box if driver.periodic else None
 
     def run(self) -> WalkerResult:
-        task, failure, stopped = self.task, None, False
+        task, failure, stopped = self.task, self.begin(), False
         while self.done < task.n_records and not stopped and failure is None:
             failure = self._record()
             if failure is None:
@@ -292,7 +284,22 @@ class _Recorder:
                     self._evaluate()
         last = self.driver.state() if failure is None else self._last_good()
         self._evaluate()
-        return self._result(last, "stopped" if stopped else "complete", failure)
+        return self._result(last, "failed" if failure is not None else "stopped" if stopped else "complete", failure)
+
+    def begin(self) -> str | None:
+        """Put the walker where it starts; return what went wrong, or None."""
+        task, driver = self.task, self.driver
+        try:
+            driver.reset(task.parameters, task.seed)
+            driver.place(task.state)
+            if task.state.velocities is None:
+                driver.context.applyConstraints(driver.integrator.getConstraintTolerance())
+                driver.context.setVelocitiesToTemperature(task.description.temperature, integer_seed(task.seed, "velocities"))
+            else:
+                driver.context.setVelocities(task.state.velocities)
+        except openmm.OpenMMException as error:
+            return str(error)
+        return None
 
     def _newest(self) -> Array:
         return np.asarray(self.block[(self.done - 1) % len(self.block)])
@@ -307,8 +314,6 @@ class _Recorder:
                 positions=True, energy=True, velocities=keep and task.velocities, groups=driver.unbiased_groups
             )
         except openmm.OpenMMException as error:
-            if "nan" not in str(error).lower():
-                raise
             return str(error)
         energy, positions = snapshot.getPotentialEnergy().value_in_unit(_ENERGY), _positions(snapshot)
         if not math.isfinite(energy):
@@ -343,7 +348,7 @@ class _Recorder:
     def _last_good(self) -> State:
         return State(self._newest(), None, self.box) if self.done else self.task.state
 
-    def _result(self, last: State, ended: Literal["complete", "stopped"], failure: str | None) -> WalkerResult:
+    def _result(self, last: State, ended: Literal["complete", "stopped", "failed"], failure: str | None) -> WalkerResult:
         n, n_frames = self.done, self.done // self.task.frame_every if self.task.frame_every else 0
 
         def cut(array: Array, length: int) -> Array:
@@ -369,6 +374,9 @@ def run_minimize(task: MinimizeTask) -> State | str:
         driver.set_parameters(task.parameters)
         try:
             driver.place(task.state)
+            energy = driver.context.getState(energy=True).getPotentialEnergy().value_in_unit(_ENERGY)
+            if not math.isfinite(energy):  # constraints and minimizer would search for ever
+                return f"the potential energy is {energy} to begin with"
             driver.context.applyConstraints(driver.integrator.getConstraintTolerance())
             openmm.LocalEnergyMinimizer.minimize(driver.context, task.tolerance, task.max_iterations)
             driver.context.applyConstraints(driver.integrator.getConstraintTolerance())

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from couloir.errors import DataError, Finding
+from couloir.errors import DataError, Finding, SimulationError
 from couloir.sampling.engine import steps
-from couloir.sampling.seeding import ConditionalSampler, SeedingEngine, Seeds, seed_windows
+from couloir.sampling.seeding import ConditionalSampler, SeedingEngine, Seeds, propagated, seed_windows
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.store import Store
 from couloir.streams import integer_seed, stream
@@ -178,7 +178,8 @@ def _states_by_window(
 def _explore(engine: SeedingEngine, windows: UmbrellaSampling, seeds: Seeds, duration: Any, seed: int) -> Array:
     n_steps = 5000 if duration is None else steps(duration, engine.time_step, "duration")
     stride = max(1, n_steps // FRAMES_PER_SEED)
-    done = engine.propagate(
+    done = propagated(
+        engine,
         list(seeds.states),
         duration=stride * FRAMES_PER_SEED * engine.time_step,
         stride=stride * engine.time_step,
@@ -186,7 +187,11 @@ def _explore(engine: SeedingEngine, windows: UmbrellaSampling, seeds: Seeds, dur
         record=windows.cvs,
         seed=[integer_seed(seed, i) for i in range(len(seeds))],
     )
-    return np.concatenate([trajectory.positions for trajectory in done])
+    # A walker that broke down was out of its mind before; one that did not is whole.
+    whole = [trajectory.positions for trajectory in done if trajectory.ended != "failed"]
+    if not whole:
+        raise SimulationError("every walker of this frontier round broke down", "use a smaller time step, or soften the force constants")
+    return np.concatenate(whole)
 
 
 def _findings(windows: UmbrellaSampling, covered: npt.NDArray[np.bool_]) -> list[Finding]:

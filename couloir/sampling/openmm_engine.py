@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -251,7 +251,8 @@ class OpenMMEngine:
     def apply_constraints(self, state: State) -> State:
         """Return the state moved onto the constraints (and its velocities, if any, along them)."""
         (checked,) = self._checked(state)
-        return worker.run_constraints(worker.MinimizeTask(0, self._describe(self.platform), None, {}, checked, 0, 0.0))
+        (out,) = self._run(worker.run_constraints, [worker.MinimizeTask(0, self._describe(self.platform), None, {}, checked, 0, 0.0)])
+        return cast(State, out)
 
     def _describe(self, platform: str, n_walkers: int = 1) -> worker.Description:
         base = worker.Description(self._system, self.temperature, self.friction, self.time_step, platform)
@@ -262,7 +263,15 @@ class OpenMMEngine:
         return tuple(sorted((defaults | self._properties).items()))
 
     def _run(self, function: Any, tasks: Sequence[Any], on_done: Any = None) -> list[Any]:
-        return run_tasks(function, tasks, self.workers, processes=self.platform in worker.HOST_PLATFORMS, on_done=on_done)
+        import openmm
+
+        try:
+            return run_tasks(function, tasks, self.workers, processes=self.platform in worker.HOST_PLATFORMS, on_done=on_done)
+        except openmm.OpenMMException as error:
+            raise SimulationError(
+                f"OpenMM cannot run {self.molecule.name} on platform {self.platform}: {error}",
+                "check platform_properties and the memory of the device, or choose another platform",
+            ) from error
 
     def _checked(self, states: State | Sequence[State]) -> list[State]:
         batch, expected = as_states(states), self.molecule.state.positions.shape

@@ -23,7 +23,7 @@ from couloir.sampling.engine import Engine, steps
 from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates, all_finite
 from couloir.store import Store
 from couloir.streams import integer_seed, stream
-from couloir.trajectory import Array, State
+from couloir.trajectory import Array, State, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,18 +207,26 @@ def dragged(
         now = [w for w in todo if far[w] <= min(far.values()) + 1e-9]
         jobs = [(w, have[reach[w]][k % len(have[reach[w]])], reach[w]) for w in now for k in range(todo[w])]
         arrived = _drag(engine, windows, jobs, integer_seed(seed, level), duration)
-        for (w, _, _), state in zip(jobs, arrived, strict=True):
-            out.append((w, state))
+        came = [(w, state) for (w, _, _), state in zip(jobs, arrived, strict=True) if state is not None]
+        out += came
         for w in now:
-            have[w] = [state for (v, _, _), state in zip(jobs, arrived, strict=True) if v == w] + have.get(w, [])
+            have[w] = [state for v, state in came if v == w] + have.get(w, [])
+            if not have[w]:
+                raise SimulationError(
+                    f"every structure dragged to window {w} from window {reach[w]} broke down on the way",
+                    "use a smaller time step, place windows closer together, or soften the force constants",
+                )
             del todo[w]
         level += 1
     return out
 
 
-def _drag(engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int, State, int]], seed: int, duration: Any) -> list[State]:
+def _drag(
+    engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int, State, int]], seed: int, duration: Any
+) -> list[State | None]:
+    """Return where each job (window, state, window it comes from) arrived; None for one that broke down on the way."""
     n_steps = THERMALIZATION_STEPS if duration is None else steps(duration, engine.time_step, "thermalization")
-    states = [state for _, state, _ in jobs]
+    arrived: list[State | None] = [state for _, state, _ in jobs]
     begin = np.array([windows.centers[source] for _, _, source in jobs])
     ways = np.array([windows.displacement(windows.centers[w] - b) for (w, _, _), b in zip(jobs, begin, strict=True)])
     sigma = np.sqrt(engine.kT / np.array([windows.windows[w].force_constants for w, _, _ in jobs]))
@@ -229,12 +237,37 @@ def _drag(engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int
             for (w, _, _), b, way in zip(jobs, begin, ways, strict=True)
         ]
         if move == 1:
-            states = engine.minimize(states, bias=biases, record=windows.cvs)
+            arrived = minimized(engine, windows, [state for _, state, _ in jobs], biases)
         length = (n_steps if move == n_moves else max(1, n_steps // 4)) * engine.time_step
-        seeds = [integer_seed(seed, move, i) for i in range(len(jobs))]
-        done = engine.propagate(states, duration=length, bias=biases, record=windows.cvs, seed=seeds)
-        states = [t.last for t in done if t.last is not None]
-    return states
+        alive = [i for i, state in enumerate(arrived) if state is not None]
+        if not alive:
+            break
+        done = propagated(
+            engine, [arrived[i] for i in alive],  # type: ignore[misc]
+            duration=length, bias=[biases[i] for i in alive], record=windows.cvs,
+            seed=[integer_seed(seed, move, i) for i in alive],
+        )  # fmt: skip
+        for i, trajectory in zip(alive, done, strict=True):
+            arrived[i] = None if trajectory.ended == "failed" else trajectory.last
+    return arrived
+
+
+def minimized(
+    engine: SeedingEngine, windows: UmbrellaSampling, states: Sequence[State], biases: Sequence[HarmonicBias]
+) -> list[State | None]:
+    """Return the states minimized in their windows, None for those that cannot be."""
+    try:
+        return list(engine.minimize(states, bias=biases, record=windows.cvs))
+    except SimulationError as error:
+        return list(error.partial)
+
+
+def propagated(engine: Engine, states: Sequence[State], **settings: Any) -> list[Trajectory]:
+    """Return what the engine propagates; walkers that broke down are there too, ``ended`` being ``"failed"``."""
+    try:
+        return engine.propagate(states, **settings)
+    except SimulationError as error:
+        return list(error.partial)
 
 
 class _Candidates:
@@ -267,11 +300,7 @@ class _Candidates:
             return
         states = [State(self.positions[i]) for i in members]
         biases = [self.windows.windows[self.numbers[i]] for i in members]
-        try:
-            minimized: list[State | None] = list(self.engine.minimize(states, bias=biases, record=self.windows.cvs))
-        except SimulationError as error:
-            minimized = error.partial
-        self._keep(members, minimized)
+        self._keep(members, minimized(self.engine, self.windows, states, biases))
         self._judge_survivors(members)
 
     def thermalize(self, duration: Any, seed: int) -> None:
@@ -280,17 +309,15 @@ class _Candidates:
         if not members:
             return
         n_steps = THERMALIZATION_STEPS if duration is None else steps(duration, self.engine.time_step, "thermalization")
-        try:
-            done = self.engine.propagate(
-                [self.states[i] for i in members],
-                duration=n_steps * self.engine.time_step,
-                bias=[self.windows.windows[self.numbers[i]] for i in members],
-                record=self.windows.cvs,
-                seed=[integer_seed(seed, i) for i in members],
-            )
-        except SimulationError as error:
-            done = error.partial
-        whole = [t.last if t.series is not None and len(t.series) else None for t in done]
+        done = propagated(
+            self.engine,
+            [self.states[i] for i in members],
+            duration=n_steps * self.engine.time_step,
+            bias=[self.windows.windows[self.numbers[i]] for i in members],
+            record=self.windows.cvs,
+            seed=[integer_seed(seed, i) for i in members],
+        )
+        whole = [None if t.ended == "failed" else t.last for t in done]
         self._keep(members, whole)
         self._judge_survivors(members)
         self._judge_energy(self.alive)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from couloir.cv.bias import Bias
 from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError, nearest
 from couloir.sampling import toy_kernels
+from couloir.sampling._pool import available_cores
 from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
 from couloir.sampling.potentials import ToyPotential
 from couloir.sampling.toy_terms import Compiled, biases_on, check_biases, compile_walkers
@@ -288,7 +288,7 @@ class ToyEngine:
                 recorded = (fast.index, fast.period, fast.low, fast.high)
                 toy_kernels.propagate_block(*self._arguments(), *bias, *recorded, task.n_steps, task.per_frame, *mine)
 
-        threads = 1 if fast is None else min(m, self.threads or _cores())
+        threads = 1 if fast is None else min(m, self.threads or available_cores())
         if threads == 1:
             part(slice(0, m))
         else:
@@ -363,7 +363,7 @@ class ToyEngine:
             velocities=np.concatenate([b.velocities for b in blocks])[:, None, :] if keep else None,
             series=series,
             last=State(task.x[walker][None], task.v[walker][None] if self.underdamped else None),
-            ended="stopped" if task.finished[walker] == 1 else "complete",
+            ended=_ENDED[task.finished[walker]],
         )
 
     def _check_finite(self, task: _Task, blocks: list[list[_Block]], results: list[Trajectory]) -> None:
@@ -381,6 +381,9 @@ class ToyEngine:
         )
         error.partial = results
         raise error
+
+
+_ENDED: tuple[Literal["complete"], Literal["stopped"], Literal["failed"]] = ("complete", "stopped", "failed")
 
 
 @dataclass(eq=False)
@@ -410,10 +413,6 @@ class _Block:
     energies: Array
     positions: Array
     velocities: Array
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _positive(value: Any, unit: str, name: str) -> float:

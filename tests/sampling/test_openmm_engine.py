@@ -260,7 +260,37 @@ def test_a_walker_that_explodes_is_named_and_everything_sampled_is_kept():
     assert good.ended == "complete"
     assert 0 < len(broken) == len(broken.series) // 2 < 50
     assert np.isfinite(broken.positions).all()
+    assert broken.ended == "failed"
     assert "minimize" in caught.value.fix
+
+
+@pytest.mark.timeout(60)
+def test_overlapping_atoms_cannot_be_minimized_and_do_not_stop_the_others():
+    molecule = alanine()
+    heap = State(np.zeros_like(molecule.state.positions))
+    with pytest.raises(SimulationError, match="state 1 failed") as caught:
+        engine(molecule).minimize([molecule.state, heap])
+    good, bad = caught.value.partial
+    assert isinstance(good, State)
+    assert bad is None
+
+
+@pytest.mark.timeout(60)
+def test_a_walker_that_cannot_begin_is_named_and_the_others_finish():
+    molecule = alanine()
+    heap = State(np.zeros_like(molecule.state.positions))
+    with pytest.raises(SimulationError, match="walker 1 broke down") as caught:
+        engine(molecule).propagate([molecule.state, heap], duration="0.1 ps", stride="0.02 ps")
+    assert [t.ended for t in caught.value.partial] == ["complete", "failed"]
+    assert [len(t) for t in caught.value.partial] == [5, 0]
+
+
+def test_what_openmm_refuses_is_an_error_with_a_fix():
+    molecule = alanine()
+    broken = engine(molecule, platform_properties={"NoSuchProperty": "1"})
+    with pytest.raises(SimulationError, match="NoSuchProperty") as caught:
+        broken.propagate(molecule.state, duration="0.1 ps")
+    assert "platform_properties" in caught.value.fix
 
 
 def test_boxes_are_carried_and_barostats_move_them():

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from couloir.cv.geometric import Coordinate, Dihedral
-from couloir.errors import ModelError
+from couloir.errors import ModelError, SimulationError
 from couloir.sampling import OpenMMEngine, systems
 from couloir.sampling.frontier import coverage, even_weights, frontier_rounds
 from couloir.sampling.gates import GeometryGates
-from couloir.sampling.potentials import hidden_barrier
-from couloir.sampling.seeding import Seeds, dragged_seeds, load_seeds, save_seeds, seed_windows
+from couloir.sampling.potentials import double_well, hidden_barrier
+from couloir.sampling.seeding import Seeds, dragged, dragged_seeds, load_seeds, save_seeds, seed_windows
 from couloir.sampling.toy import ToyEngine
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.store import Store
 from couloir.streams import stream
-from couloir.trajectory import Array, State
+from couloir.trajectory import Array, State, Trajectory
 
 X, Y = Coordinate(0, "x"), Coordinate(1, "y")
 PHI = Dihedral((4, 6, 8, 14), "phi")
@@ -106,6 +110,34 @@ def test_dragging_reaches_every_window_but_stays_in_its_mode(toy: tuple[ToyEngin
     seeds: Seeds = dragged_seeds(engine, windows, State(np.array([[-1.6, -1.0]])), 3, seed=1)
     assert sorted(seeds.by_window()) == list(range(9))
     assert np.mean([s.positions[0, 1] < 0 for s in seeds.states]) > 0.9
+
+
+class Fragile(ToyEngine):
+    """A toy engine in which some walkers of every call break down."""
+
+    def __init__(self, *arguments: Any, broken: Callable[[int], bool], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.broken = broken
+
+    def propagate(self, states: Any, **settings: Any) -> list[Trajectory]:
+        done = super().propagate(states, **settings)
+        partial = [replace(t, last=None, ended="failed") if self.broken(i) else t for i, t in enumerate(done)]
+        if partial != done:
+            error = SimulationError("some walkers broke down", "none")
+            error.partial = partial
+            raise error
+        return done
+
+
+def test_structures_that_break_down_while_dragged_are_left_behind() -> None:
+    windows = UmbrellaSampling.grid(X, 5, 40.0, range=(-1.0, 1.0))
+    engine = Fragile(double_well(), kT=1.0, time_step=2e-3, broken=lambda i: i == 2)
+    start = engine.state(-1.0)
+    arrived = dragged(engine, windows, {0: [start]}, {1: 3, 2: 3}, seed=1)
+    assert [w for w, _ in arrived] == [1, 1, 2, 2]
+    engine.broken = lambda i: True
+    with pytest.raises(SimulationError, match="every structure dragged to window 1 from window 0 broke down"):
+        dragged(engine, windows, {0: [start]}, {1: 3}, seed=1)
 
 
 def test_gates_see_mirror_images_cis_bonds_torn_bonds_and_clashes() -> None:

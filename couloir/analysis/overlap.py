@@ -3,8 +3,8 @@
 With ``p_k(b) = N_k exp(f_k - u_k(b)) / sum_j N_j exp(f_j - u_j(b))``, the chance that a sample in bin b came from window
 k, the number of shared samples is ``C_ij = sum_b M_b p_i(b) p_j(b)``.  Its inverse is (nearly) the variance of the free
 energy difference between two windows (Bennett, J. Comput. Phys. 22, 245 (1976), eq. 12), so two sets that share less
-than one sample are not connected: the error of their offset exceeds 1 kT.  ``O_ij = C_ij / N_i`` is the overlap matrix
-of Klimovich, Shirts & Mobley, J. Comput. Aided Mol. Des. 29, 397 (2015).
+than one decorrelated sample (a row counts as 1/g) are not connected: the error of their offset exceeds 1 kT.
+``O_ij = C_ij / N_i`` is the overlap matrix of Klimovich, Shirts & Mobley, J. Comput. Aided Mol. Des. 29, 397 (2015).
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ def describe_windows(windows: tuple[int, ...]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
 
 
+def name_windows(windows: tuple[int, ...]) -> str:
+    """Return ``window 3`` or ``windows 0-4, 7``."""
+    return f"window{'s' if len(windows) > 1 else ''} {describe_windows(windows)}"
+
+
 def gap(samples: BiasedSamples, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int, str]:
     """Return the two windows where two sets come closest, and the place halfway as text: ``phi = 1.9 rad``."""
     names = biased_names(samples) or samples.names
@@ -115,5 +120,6 @@ def gap_findings(samples: BiasedSamples, sets: Sets, code: str, problem: str) ->
 
 def disconnected(samples: BiasedSamples, sets: Sets) -> tuple[Finding, ...]:
     """Return the ``disconnected-windows`` findings of sets that were solved apart."""
-    problem = "share no samples: the height of one against the other is unknown, and each set was given the same total weight"
+    problem = "share less than one decorrelated sample: the height of one against the other is unknown, and each set"
+    problem += " was given the same total weight"
     return gap_findings(samples, sets, "disconnected-windows", problem)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from couloir.analysis.overlap import Sets, biased_names, connected_sets, describe_windows, disconnected
+from couloir.analysis.overlap import Sets, biased_names, connected_sets, disconnected, name_windows
 from couloir.analysis.samples import BiasedSamples, IntArray
-from couloir.analysis.timeseries import on_circle
+from couloir.analysis.timeseries import inefficiencies, on_circle
 from couloir.cv.base import wrap
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
@@ -143,7 +143,13 @@ def solution_findings(samples: BiasedSamples, sets: Sets, converged: bool) -> tu
     out = list(disconnected(samples, sets))
     empty = tuple(int(k) for k in np.flatnonzero(samples.counts == 0))
     if empty:
-        out.append(Finding("empty-windows", f"windows {describe_windows(empty)} hold no samples", "run them, or leave them out"))
+        out.append(
+            Finding(
+                "empty-windows",
+                f"{name_windows(empty)} {'holds' if len(empty) == 1 else 'hold'} no samples",
+                "run what is empty, or leave it out",
+            )
+        )
     if not converged:
         out.append(Finding("not-converged", "the free energies did not converge", "look at the overlap of the windows first"))
     return tuple(out)
@@ -195,7 +201,11 @@ def solve_connected(states: BinnedStates, samples: BiasedSamples, *, tolerance: 
     chance = _membership(states, solution.free_energies, filled)
     shared = np.zeros((samples.n_windows, samples.n_windows))
     shared[np.ix_(filled, filled)] = (chance * counts[0]) @ chance.T
-    sets = connected_sets(shared, filled)
+    # Rows of one visit tell no more than one row: each counts as 1/g of a sample.
+    row = (1.0 / inefficiencies(samples))[samples.window]
+    decorrelated = np.zeros_like(shared)
+    decorrelated[np.ix_(filled, filled)] = (chance * np.bincount(states.index, row, len(states.means))) @ chance.T
+    sets = connected_sets(decorrelated, filled)
     if len(sets) > 1:
         solution = solve_dual(states, states.per_set(sets, samples.window), sets, start=solution.free_energies, tolerance=tolerance)
     return sets, solution, shared

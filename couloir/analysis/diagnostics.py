@@ -13,7 +13,7 @@ import numpy as np
 
 from couloir.analysis.agreement import UNKNOWN, Neighbours, compare_neighbours, walkers_disagree
 from couloir.analysis.grid import Grid
-from couloir.analysis.overlap import biased_names, connected_sets, describe_windows, gap_findings
+from couloir.analysis.overlap import biased_names, connected_sets, gap_findings, name_windows
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.timeseries import WalkerEquilibration, equilibration, inefficiencies, observables
 from couloir.analysis.wham import bin_states, solution_findings, solve_connected
@@ -69,7 +69,7 @@ def _few_samples(samples: BiasedSamples, inefficiency: Array) -> list[Finding]:
     worst = min(few, key=lambda k: effective[k])
     factor = LEAST_SAMPLES / max(effective[worst], 1.0)
     message = (
-        f"{_windows(few)} hold{'s' if len(few) == 1 else ''} fewer than {LEAST_SAMPLES} decorrelated samples"
+        f"{name_windows(few)} hold{'s' if len(few) == 1 else ''} fewer than {LEAST_SAMPLES} decorrelated samples"
         f" (least: {effective[worst]:.0f} in window {worst})"
     )
     return [Finding("few-effective-samples", message, f"run them about {factor:.1f} times as long")]
@@ -84,7 +84,7 @@ def _disagreement(samples: BiasedSamples) -> list[Finding]:
         if not windows:
             continue
         worst = float(reduction[list(windows), c].max())
-        head = f"walkers in {_windows(windows)} sample different {name} (scale reduction up to {worst:.2f})"
+        head = f"walkers in {name_windows(windows)} sample different {name} (scale reduction up to {worst:.2f})"
         if name in biased:
             text, fix = ", though it is biased: something slower that is not keeps them apart, or they still relax", "run longer"
         else:
@@ -123,17 +123,13 @@ def _orthogonal(samples: BiasedSamples) -> list[Finding]:
     ]
 
 
-def _windows(windows: tuple[int, ...]) -> str:
-    return f"window{'s' if len(windows) > 1 else ''} {describe_windows(windows)}"
-
-
 def transients(table: list[WalkerEquilibration]) -> tuple[Finding, ...]:
     """Return the finding about walkers that had not arrived after half of their time, if there are any."""
     windows = tuple(sorted({walker.window for walker in table if walker.drifting}))
     if not windows:
         return ()
-    message = f"{_windows(windows)} {'were' if len(windows) > 1 else 'was'} still drifting after half of the time"
-    return (Finding("not-equilibrated", message, "run them longer, or start them from structures that belong there"),)
+    message = f"{name_windows(windows)} {'were' if len(windows) > 1 else 'was'} still drifting after half of the time"
+    return (Finding("not-equilibrated", message, "run longer, or start from structures that belong there"),)
 
 
 def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: float) -> tuple[Finding, ...]:
@@ -150,26 +146,49 @@ def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: flo
     sampled = np.isfinite(free_energy)
     holes = _holes(sampled, grid)
     if holes:
-        message = f"{len(holes)} cells between sampled ones are empty, the first at {grid.names[0]} = {holes[0]:.3g}"
-        out.append(Finding("empty-bins", message, f"insert a window at {grid.names[0]} = {holes[len(holes) // 2]:.3g}, or use wider bins"))
+        one = len(holes) == 1
+        message = f"{len(holes)} {'cell' if one else 'cells'} between sampled ones {'is' if one else 'are'} empty, the first at {holes[0]}"
+        out.append(Finding("empty-bins", message, f"insert a window at {holes[len(holes) // 2]}, or use wider bins"))
     low = sampled & (n_effective < LEAST_SAMPLES) & (free_energy < 8 * kT)
     if low.any():
         first = tuple(int(i) for i in np.argwhere(low)[0])
         place = ", ".join(f"{n} = {x[i]:.3g}" for n, x, i in zip(grid.names, grid.centers, first, strict=True))
-        message = f"{int(low.sum())} of {int(sampled.sum())} cells rest on fewer than {LEAST_SAMPLES} decorrelated samples (first: {place})"
+        verb = "rests" if low.sum() == 1 else "rest"
+        message = (
+            f"{int(low.sum())} of {int(sampled.sum())} cells {verb} on fewer than {LEAST_SAMPLES} decorrelated samples (first: {place})"
+        )
         out.append(Finding("few-effective-samples", message, "run longer, or use wider bins"))
     return tuple(out)
 
 
-def _holes(sampled: Any, grid: Grid) -> list[float]:
-    """Return places of empty cells with sampled ones on both sides (1-D; on a circle every empty cell counts)."""
-    if sampled.ndim != 1:
-        return []
-    where = np.flatnonzero(sampled)
-    empty = np.flatnonzero(~sampled)
-    if grid.periods[0] is None:
-        empty = empty[(empty > where[0]) & (empty < where[-1])]
-    return [float(grid.centers[0][i]) for i in empty]
+def _holes(sampled: Any, grid: Grid) -> list[str]:
+    """Return places of empty cells that sampled ones enclose: on both sides along every CV.
+
+    On a circle every empty cell has sampled ones on both sides.  In two dimensions, where high regions are rightly empty, both
+    neighbours of a hole must be sampled, along each CV: what no window was meant to reach is no hole.
+    """
+    hole = ~sampled
+    for axis, period in enumerate(grid.periods):
+        hole = hole & (_beside(sampled, axis, period) if sampled.ndim > 1 else _between(sampled, period))
+    return [
+        ", ".join(f"{name} = {x[i]:.3g}" for name, x, i in zip(grid.names, grid.centers, cell, strict=True)) for cell in np.argwhere(hole)
+    ]
+
+
+def _between(sampled: Any, period: float | None) -> Any:
+    """Whether cells (n,) lie between sampled ones."""
+    if period is not None:
+        return np.ones(len(sampled), dtype=bool)
+    return np.logical_or.accumulate(sampled) & np.logical_or.accumulate(sampled[::-1])[::-1]
+
+
+def _beside(sampled: Any, axis: int, period: float | None) -> Any:
+    """Whether both neighbours of cells along an axis are sampled."""
+    one, other = np.roll(sampled, 1, axis), np.roll(sampled, -1, axis)
+    if period is None:
+        np.moveaxis(one, axis, 0)[0] = False
+        np.moveaxis(other, axis, 0)[-1] = False
+    return one & other
 
 
 def convergence(

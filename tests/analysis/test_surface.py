@@ -5,6 +5,8 @@ import pytest
 from exact_systems import KT, double_well, exact_cells, gauge, torsion, umbrella
 
 from couloir.analysis import FreeEnergySurface, convergence, diagnose, equilibrated, free_energy_surface, wham
+from couloir.analysis.diagnostics import surface_findings
+from couloir.analysis.grid import Grid
 from couloir.cv import Coordinate
 from couloir.errors import DataError
 
@@ -166,6 +168,28 @@ def test_gaps_are_named_not_smoothed_over():
     assert np.isnan(found.free_energy).any()
     with pytest.raises(DataError, match="no sampled path"):
         found.barrier((-1.4, -0.6), (0.8, 1.4))
+
+
+def test_windows_must_share_decorrelated_samples():
+    pair = umbrella(double_well, [-1.0, -0.7], 60 * KT, 4000, seed=3)
+    assert len(wham(pair).sets) == 1
+    # The same rows, in an order that makes all of them one slow visit.
+    order = np.concatenate([np.sort(np.flatnonzero(pair.window == k))[np.argsort(pair["x"][pair.window == k])] for k in range(2)])
+    slow = replace(pair, values=pair.values[order])
+    assert len(wham(slow).sets) == 2
+    assert "disconnected-windows" in {f.code for f in diagnose(slow)}
+
+
+def test_a_hole_in_a_plane_is_one_finding():
+    grid = Grid(("x", "y"), (None, 2 * np.pi), (np.linspace(0, 1, 7), np.linspace(-np.pi, np.pi, 7)))
+    free = np.zeros((6, 6))
+    free[0] = np.nan
+    enough = np.full((6, 6), 100.0)
+    assert surface_findings(grid, free, enough, KT) == ()
+    free[3, 0] = np.nan
+    (finding,) = surface_findings(grid, free, enough, KT)
+    assert finding.code == "empty-bins"
+    assert finding.message.startswith("1 cell between sampled ones is empty, the first at x = 0.583, y = -2.62")
 
 
 def test_low_overlap_is_told_from_none():

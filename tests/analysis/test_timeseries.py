@@ -77,3 +77,22 @@ def test_hidden_barrier_shows_as_walkers_that_disagree():
     assert "windows 0-8" in finding.message
     assert "different y" in finding.message
     assert "walkers-disagree" not in {f.code for f in diagnose(together)}
+
+
+def telegraph(n, time, seed):
+    """Return a two-state process whose correlation decays with ``time`` rows, with a little noise."""
+    rng = np.random.default_rng(seed)
+    flips = rng.random(n) < 0.5 / time
+    return rng.choice([-1.0, 1.0]) * (-1.0) ** np.cumsum(flips) + 0.1 * rng.standard_normal(n)
+
+
+def test_a_series_that_hops_between_two_states_keeps_its_rows():
+    kept = [1 - detect_equilibration(telegraph(5000, 50, s))[0] / 5000 for s in range(20)]
+    assert np.mean(kept) >= 0.9
+
+
+def test_a_transient_before_hops_is_still_cut():
+    for seed in range(5):
+        x = telegraph(5000, 50, seed)
+        x[:500] += np.linspace(12, 4, 500)
+        assert 400 <= detect_equilibration(x)[0] <= 1500

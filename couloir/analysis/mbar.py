@@ -22,6 +22,9 @@ from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
 from couloir.units import GAS_CONSTANT, convert
 
+CONVERGED = 1e-4
+"""Residual in kT up to which the solution counts as converged: far below any statistical error."""
+
 
 @dataclass(frozen=True, eq=False)
 class MbarResult:
@@ -36,6 +39,8 @@ class MbarResult:
     overlap : (n_windows, n_windows) overlap matrix; row i: where samples of window i could have come from.
     effective_samples : (n_windows,) Kish effective sample size of all rows reweighted to each window.
     sets : windows that share samples.
+    residual : largest violation of the self-consistent equations over all windows that hold samples, kT: one more iteration of
+        eq. 11 would change no free energy by more.
     findings : what is unsure.
     """
 
@@ -45,6 +50,7 @@ class MbarResult:
     overlap: Array
     effective_samples: Array
     sets: Sets
+    residual: float = 0.0
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -62,7 +68,13 @@ class MbarResult:
             f"  window {k:3d}: {f:10.4f} kT   {n:10.0f} effective samples"
             for k, (f, n) in enumerate(zip(self.free_energies, self.effective_samples, strict=True))
         ]
-        return "\n".join([f"MBAR: {len(body)} windows, weights at {self.temperature:g} K", *body, *(str(f) for f in self.findings)])
+        return "\n".join(
+            [
+                f"MBAR: {len(body)} windows, weights at {self.temperature:g} K, residual {self.residual:.1g} kT",
+                *body,
+                *(str(f) for f in self.findings),
+            ]
+        )
 
 
 def mbar(samples: BiasedSamples, *, warm_start: bool = True, temperature: Any = None) -> MbarResult:
@@ -84,7 +96,7 @@ def mbar(samples: BiasedSamples, *, warm_start: bool = True, temperature: Any = 
     sets, solution, _ = solve_connected(states, samples)
     k = samples.n_windows
     f, log_weights = np.full(k, np.nan), np.empty(len(samples))
-    overlap, effective = np.zeros((k, k)), np.zeros(k)
+    overlap, effective, residual = np.zeros((k, k)), np.zeros(k), 0.0
     for members in sets:
         windows = list(members)
         rows = np.flatnonzero(np.isin(samples.window, windows))
@@ -98,11 +110,13 @@ def mbar(samples: BiasedSamples, *, warm_start: bool = True, temperature: Any = 
         log_weights[rows] = log_w - norm - np.log(len(sets))
         w = np.exp(f_set[:, None] - part - log_mixture)
         overlap[np.ix_(windows, windows)] = (w @ w.T) * counts
+        # The weights of all rows in a window sum to 1 at the solution.
+        residual = max(residual, float(np.abs(np.log(w.sum(axis=1))).max()))
         effective[windows] = w.sum(axis=1) ** 2 / (w**2).sum(axis=1)
     if len(sets) == 1:
         for empty in np.flatnonzero(samples.counts == 0):
             f[empty] = -np.logaddexp.reduce(log_weights + u0 - u[empty])
-    return MbarResult(f, log_weights, target, overlap, effective, sets, solution_findings(samples, sets, True))
+    return MbarResult(f, log_weights, target, overlap, effective, sets, residual, solution_findings(samples, sets, residual < CONVERGED))
 
 
 def target_temperature(samples: BiasedSamples, temperature: Any = None) -> tuple[float, bool]:

@@ -139,6 +139,14 @@ def test_windows_at_two_temperatures_need_mbar_and_energies():
         mbar(missing)
 
 
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_mbar_says_how_well_its_equations_are_solved(warm_start):
+    result = mbar(wells(n=200, seed=14), warm_start=warm_start)
+    assert result.residual < 1e-6
+    assert "residual" in str(result)
+    assert "not-converged" not in {f.code for f in result.findings}
+
+
 def test_pymbar_keeps_quiet(caplog, capfd):
     with caplog.at_level(logging.INFO):
         mbar(wells(n=50, seed=13))

@@ -38,12 +38,14 @@ def choose_bandwidth(squared_distances: Array) -> float:
 
 
 def kernel_slope(squared: Array, epsilon: float) -> float:
+    """Return d log S / d log eps of the kernel sum S = sum exp(-squared / 4 eps)."""
     u = squared / (4 * epsilon)
     kernel = np.exp(-u)
     return float((u * kernel).sum() / kernel.sum())
 
 
 def squared_distances(y: Array) -> Array:
+    """Return all squared distances (n, n) between rows of y (n, n_features)."""
     norms = (y * y).sum(axis=1)
     squared = np.maximum(norms[:, None] + norms - 2 * y @ y.T, 0)
     np.fill_diagonal(squared, 0)
@@ -53,6 +55,7 @@ def squared_distances(y: Array) -> Array:
 def landmarks(y: Array, n: int, farthest: bool, rng: np.random.Generator) -> tuple[Any, Array]:
     """Return indices of n landmarks (fewer if there are fewer different frames) and how many frames are nearest to each."""
     order = rng.permutation(len(y))
+    """Return all squared distances (n, n) between rows of y (n, n_features)."""
     norms = (y * y).sum(axis=1)
     best, owner, picks = np.full(len(y), np.inf), np.zeros(len(y), dtype=np.intp), [int(order[0])]
     while True:
@@ -90,6 +93,11 @@ def connected(squared: Array, counts: Array, epsilon: float) -> tuple[Any, list[
 
 
 def transition_matrix(y: Array, counts: Array, q: Array, alpha: float, epsilon: float) -> Array:
+    """Return the transition matrix (n, n) of the diffusion between landmarks y, each standing for ``counts`` frames.
+
+    ``q`` is the density estimate and ``alpha`` its power in the normalization (Coifman & Lafon, Appl. Comput. Harmon.
+    Anal. 21, 5 (2006)).
+    """
     import pydiffmap.diffusion_map as pydiffmap
 
     remaining = iter(counts)  # pydiffmap asks for weights point by point, in order
@@ -125,6 +133,7 @@ def signs(values: Array, y: Array) -> Array:
 
 
 def spectral_findings(eigenvalues: Array, epsilon: float, values: Array) -> list[Finding]:
+    """Return what is doubtful about a spectrum: no gap, or coordinates that tell a few frames from the rest."""
     found = []
     if (largest := gaps(eigenvalues, epsilon).max()) < _GAP:
         message = f"no gap among the {len(eigenvalues)} timescales (largest ratio {largest:.2f})"
@@ -138,9 +147,11 @@ def spectral_findings(eigenvalues: Array, epsilon: float, values: Array) -> list
 
 
 def timescales(eigenvalues: Array, epsilon: float) -> Array:
+    """Return the relaxation time of each eigenvalue, in units in which the diffusion has unit rate."""
     return np.asarray(-epsilon / np.log(np.clip(eigenvalues, 1e-12, 1 - 1e-15)))
 
 
 def gaps(eigenvalues: Array, epsilon: float) -> Array:
+    """Return the ratio of each relaxation time to the next (n - 1,)."""
     times = timescales(eigenvalues, epsilon)
     return np.asarray(times[:-1] / times[1:])

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import mdtraj
     import openmm
 
-TWO_PI = 2 * math.pi
-
 
 def _integers(values: Any) -> tuple[int, ...]:
     try:
@@ -117,7 +115,7 @@ class Dihedral(_Bonded):
     atoms: tuple[int, ...]
     name: str = "dihedral"
     unit: str = field(default="rad", init=False, repr=False)
-    period: float = field(default=TWO_PI, init=False, repr=False)
+    period: float = field(default=math.tau, init=False, repr=False)
 
     type = "dihedral"
     n_atoms = 4
@@ -153,7 +151,7 @@ class Dihedral(_Bonded):
         sine, cosine = _dot(b1, c1, xp) * _norm(b2, xp), _dot(c1, c2, xp)
         collinear = (sine == 0) & (cosine == 0)
         value = xp.arctan2(sine, xp.where(collinear, xp.ones_like(cosine), cosine))
-        return xp.where(value >= math.pi, value - TWO_PI, value)
+        return xp.where(value >= math.pi, value - math.tau, value)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ PNAS 71, 3050 (1974)), which for bonds to hydrogen is nearly constant and is not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from couloir.cv.base import wrap
 from couloir.errors import DataError, SelectionError
-from couloir.generative.representation import TWO_PI, BoolArray, Representation, as_frames, as_vectors, not_fitted, require_variation
+from couloir.generative.representation import BoolArray, Representation, as_frames, as_vectors, not_fitted, require_variation
 from couloir.generative.zmatrix import Four, ZMatrix, build, fragments, measure, place
 from couloir.trajectory import Array
 
@@ -108,9 +109,9 @@ class InternalCoordinates(Representation):
         asked = {t for chain in self.torsions for t in (chain, chain[::-1])}
         circular = (spread >= NARROW) | np.array([tuple(row) in asked for row in self.matrix.torsions.tolist()], dtype=bool)
         center = np.where(circular, 0.0, np.angle(resultant))
-        width = np.where(circular, 1.0, wrap(torsions - center, TWO_PI).std(axis=0))
+        width = np.where(circular, 1.0, wrap(torsions - center, math.tau).std(axis=0))
         # the circular mean centres a narrow torsion only to second order in its width: make the mean exactly zero
-        center = np.where(circular, 0.0, wrap(center + wrap(torsions - center, TWO_PI).mean(axis=0), TWO_PI))
+        center = np.where(circular, 0.0, wrap(center + wrap(torsions - center, math.tau).mean(axis=0), math.tau))
         mean = np.concatenate([bonds.mean(axis=0), angles.mean(axis=0), center])
         scale = np.concatenate([bonds.std(axis=0), angles.std(axis=0), width])
         scale[self._fixed] = 1.0
@@ -121,7 +122,7 @@ class InternalCoordinates(Representation):
         mean, scale, _ = self._learned()
         n = len(self.atoms)
         values = np.concatenate(measure(as_frames(positions, (n, 3)), self.matrix), axis=1) - mean
-        values[:, 2 * n - 3 :] = wrap(values[:, 2 * n - 3 :], TWO_PI)
+        values[:, 2 * n - 3 :] = wrap(values[:, 2 * n - 3 :], math.tau)
         return np.asarray((values / scale)[:, ~self._fixed])
 
     def decode(self, x: Array) -> Array:
@@ -147,7 +148,7 @@ class InternalCoordinates(Representation):
         mean, scale, _ = self._learned()
         column = int(np.flatnonzero(~self._fixed)[index])
         shifted = np.asarray(values, dtype=np.float64) - mean[column]
-        return np.asarray((wrap(shifted, TWO_PI) if column >= 2 * len(self.atoms) - 3 else shifted) / scale[column])
+        return np.asarray((wrap(shifted, math.tau) if column >= 2 * len(self.atoms) - 3 else shifted) / scale[column])
 
     def scale_of(self, index: int) -> float:
         return float(self._learned()[1][~self._fixed][index])

@@ -12,6 +12,7 @@ mean and unit variance over the data given to :meth:`Representation.fit`.  ``fit
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from couloir.cv.base import CollectiveVariable
 
 BoolArray = npt.NDArray[np.bool_]
-TWO_PI = 2 * np.pi
 
 
 class Representation(ABC):
@@ -205,7 +205,7 @@ class Vector(Representation):
         mean, scale = q[:, 0].mean(axis=0), q[:, 0].std(axis=0)
         for i, period in enumerate(self.periods or ()):
             if period is not None:
-                mean[i], scale[i] = 0.0, period / TWO_PI
+                mean[i], scale[i] = 0.0, period / math.tau
         require_variation(scale, 0.0, [f"coordinate {i}" for i in range(len(scale))])
         fitted._mean, fitted._scale = mean, scale
         return fitted
@@ -213,7 +213,7 @@ class Vector(Representation):
     def encode(self, positions: Array) -> Array:
         mean, scale = self._learned()
         x = (as_frames(positions, (1, self.dimension))[:, 0] - mean) / scale
-        return np.where(self.circular, wrap(x, TWO_PI), x)
+        return np.where(self.circular, wrap(x, math.tau), x)
 
     def decode(self, x: Array) -> Array:
         mean, scale = self._learned()
@@ -230,7 +230,7 @@ class Vector(Representation):
     def standardize(self, index: int, values: Array) -> Array:
         mean, scale = self._learned()
         x = (np.asarray(values, dtype=np.float64) - mean[index]) / scale[index]
-        return wrap(x, TWO_PI) if self.circular[index] else x
+        return wrap(x, math.tau) if self.circular[index] else x
 
     def scale_of(self, index: int) -> float:
         return float(self._learned()[1][index])

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from couloir.generative.schedule import NoiseSchedule
 
-TWO_PI = 2 * math.pi
-
 
 class ScoreMLP(nn.Module):
     """Denoiser for rows of ``dimension`` coordinates, conditioned on ``condition_dim`` numbers.
@@ -135,9 +133,9 @@ def wrapped_score(difference: Tensor, noise: Tensor) -> Tensor:
     Images of the Gaussian for small noise, the Fourier series of the density for large noise; both exact in float32
     where they are used (Jing et al. 2022, section 3.2).
     """
-    d = torch.remainder(difference + math.pi, TWO_PI) - math.pi
+    d = torch.remainder(difference + math.pi, math.tau) - math.pi
     near = noise.clamp(max=1.5)[..., None]
-    images = d[..., None] + TWO_PI * torch.arange(-3, 4, device=d.device)
+    images = d[..., None] + math.tau * torch.arange(-3, 4, device=d.device)
     by_images = -(torch.softmax(-0.5 * (images / near) ** 2, dim=-1) * images).sum(-1) / near[..., 0] ** 2
     m = torch.arange(1, 6, device=d.device)
     decay = torch.exp(-0.5 * (m * noise.clamp(min=1.5)[..., None]) ** 2)

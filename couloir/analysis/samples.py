@@ -193,7 +193,8 @@ class BiasedSamples:
         """Read umbrella windows from a WHAM metafile and the time series (or PLUMED COLVAR files) that it lists.
 
         Each line of the metafile is ``path centers... force_constants... [rest]``, one centre and one force constant per CV,
-        with the bias 0.5 k (s - c)^2 in kJ/mol; paths are relative to the metafile.  A series has the time in its first column
+        with the bias 0.5 k (s - c)^2 in kJ/mol; paths are relative to the metafile.  Nothing is converted: centres, series and
+        periods must be in the same unit, named by ``units``, and force constants in kJ/mol over its square (PLUMED: radians).  A series has the time in its first column
         and the CVs in the next, or a PLUMED ``#! FIELDS`` header that names them.
 
         Parameters

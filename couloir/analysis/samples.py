@@ -194,7 +194,8 @@ class BiasedSamples:
 
         Each line of the metafile is ``path centers... force_constants... [rest]``, one centre and one force constant per CV,
         with the bias 0.5 k (s - c)^2 in kJ/mol; paths are relative to the metafile.  Nothing is converted: centres, series and
-        periods must be in the same unit, named by ``units``, and force constants in kJ/mol over its square (PLUMED: radians).  A series has the time in its first column
+        periods must be in the same unit, named by ``units``, and force constants in kJ/mol over its square (PLUMED: radians).
+        A series has the time in its first column
         and the CVs in the next, or a PLUMED ``#! FIELDS`` header that names them.
 
         Parameters

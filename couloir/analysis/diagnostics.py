@@ -90,7 +90,7 @@ def _disagreement(samples: BiasedSamples) -> list[Finding]:
         else:
             text = ": a barrier that the bias does not help over may keep them apart, and then pooled weights are those of the seeds"
             also = "" if name == "potential" else f"bias {name} too, "
-            fix = f"{also}exchange replicas between windows, or run longer"
+            fix = f"{also}let windows exchange (on by default), or run longer"
         out.append(Finding("walkers-disagree", head + text, fix))
     return out
 
@@ -108,7 +108,7 @@ def _shifts(neighbours: Neighbours) -> list[Finding]:
         )
         also = "" if name == "potential" else f"bias {name} too, "
         out.append(
-            Finding("windows-disagree", message, f"{also}exchange replicas between windows, seed every mode in every window, or run longer")
+            Finding("windows-disagree", message, f"{also}let windows exchange (on by default), seed every mode in every window, or run longer")
         )
     return out
 

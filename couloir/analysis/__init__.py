@@ -1,14 +1,20 @@
 """What it means: reweighting, free-energy surfaces, diagnostics."""
 
+from couloir.analysis._mbar_torch import MbarSolution, solve_mbar
 from couloir.analysis.diagnostics import convergence, diagnose
 from couloir.analysis.free_energy import free_energy_surface
-from couloir.analysis.mbar import MbarResult, mbar
+from couloir.analysis.landscape import Landscape, landscape
+from couloir.analysis.mbar import MbarResult, mbar, reweight
+from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_path
+from couloir.analysis.reduced import ReducedState, Reweighted
 from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.streaming import StreamedWham
 from couloir.analysis.surface import Estimate, FreeEnergySurface
 from couloir.analysis.timeseries import detect_equilibration, equilibrated, equilibration, statistical_inefficiency
 from couloir.analysis.wham import WhamResult, wham
 
 __all__ = [
-    "BiasedSamples", "Estimate", "FreeEnergySurface", "MbarResult", "WhamResult", "convergence", "detect_equilibration", "diagnose",
-    "equilibrated", "equilibration", "free_energy_surface", "mbar", "statistical_inefficiency", "wham",
+    "BiasedSamples", "Estimate", "FreeEnergySurface", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "ReducedState",
+    "Reweighted", "StreamedWham", "WhamResult", "convergence", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "free_energy_surface",
+    "landscape", "mbar", "minimum_free_energy_path", "reweight", "solve_mbar", "statistical_inefficiency", "wham",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""MBAR through pymbar: every sample its own bin, any temperatures, warm-started by WHAM.
+"""MBAR: every sample its own bin, any temperatures, further states such as generative models; warm-started by WHAM.
 
 Shirts & Chodera, J. Chem. Phys. 129, 124105 (2008), eq. 11; the weight of a sample in the unbiased state is
 ``exp(-u_0(x)) / sum_k N_k exp(f_k - u_k(x))`` (eq. 9 with a target that has no samples).  All rows are used; errors come from
@@ -8,22 +8,31 @@ the block bootstrap of :func:`couloir.analysis.free_energy_surface`, which knows
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
-from couloir.analysis.overlap import Sets
+from couloir.analysis._mbar_torch import MbarSolution, newton, require_possible, rows_per_chunk
+from couloir.analysis.overlap import Sets, connected_sets
+from couloir.analysis.reduced import Mixture, ReducedState, Reweighted, reweight_rows
 from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.timeseries import inefficiencies
 from couloir.analysis.wham import bin_states, solution_findings, solve_connected
-from couloir.errors import DataError, Finding
+from couloir.errors import ConfigError, DataError, Finding, nearest
 from couloir.trajectory import Array
-from couloir.units import GAS_CONSTANT, convert
+from couloir.units import convert
 
 CONVERGED = 1e-4
 """Residual in kT up to which the solution counts as converged: far below any statistical error."""
+SOLVERS = ("auto", "pymbar", "torch")
+LARGE = 2_000_000
+"""Reduced potentials above which ``"auto"`` means torch."""
+STORED_ROWS = 1_000_000
+"""Rows up to which torch is given a stored matrix; above, each pass computes it again, chunk by chunk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +41,18 @@ class MbarResult:
 
     Attributes
     ----------
-    free_energies : (n_windows,) relative to the unbiased state of their set, kT.
+    free_energies : (n_states,) relative to the unbiased state of their set, kT; windows first, then given states without samples.
     log_weights : (n_rows,) logarithm of the probability of each row in the unbiased state; sums to 1 as weights (every
         disconnected set to an equal share).
     temperature : K, of the unbiased state that the weights are for.
-    overlap : (n_windows, n_windows) overlap matrix; row i: where samples of window i could have come from.
-    effective_samples : (n_windows,) Kish effective sample size of all rows reweighted to each window.
+    overlap : (n_states, n_states) overlap matrix; row i: where samples of state i could have come from.
+    effective_samples : (n_states,) Kish effective sample size of all rows reweighted to each state.
     sets : windows that share samples.
     residual : largest violation of the self-consistent equations over all windows that hold samples, kT: one more iteration of
         eq. 11 would change no free energy by more.
     findings : what is unsure.
+    log_mixture : (n_rows,) a state with reduced potential u and free energy f gives a row the probability exp(f - u - log_mixture).
+    energies : whether reduced potentials include the potential energy; they leave it out where it is common to all states.
     """
 
     free_energies: Array
@@ -52,6 +63,8 @@ class MbarResult:
     sets: Sets
     residual: float = 0.0
     findings: tuple[Finding, ...] = ()
+    log_mixture: Array = field(default_factory=lambda: np.empty(0))
+    energies: bool = False
 
     @property
     def weights(self) -> Array:
@@ -77,46 +90,131 @@ class MbarResult:
         )
 
 
-def mbar(samples: BiasedSamples, *, warm_start: bool = True, temperature: Any = None) -> MbarResult:
-    """Return the MBAR estimate from all windows and all rows.
+def mbar(
+    samples: BiasedSamples, *, states: Sequence[ReducedState] = (), temperature: Any = None, warm_start: bool = True,
+    solver: Literal["auto", "pymbar", "torch"] = "auto", device: str | None = None,
+) -> MbarResult:  # fmt: skip
+    """Return the MBAR estimate from all windows, all further states and all rows.
 
     Parameters
     ----------
-    samples : windows at any temperatures; where these differ, the potential energy of every row is needed.
-    warm_start : start pymbar from the solution of WHAM on fine bins instead of from zero.
+    samples : windows at any temperatures; where these differ, or where ``states`` are given, the potential energy of every row is
+        needed.
+    states : states that are no windows: other Hamiltonians, generative models.  One that names a ``window`` describes where the rows
+        of that window came from, in place of its bias and temperature; the others hold no samples.
     temperature : of the unbiased state to reweight to (K or text); default that of the first window that holds samples.
+    warm_start : start from the solution of WHAM on fine bins instead of from zero (not with sampled ``states``, which have no bins).
+    solver : ``"pymbar"``, ``"torch"`` (Newton's method in chunks, :func:`solve_mbar`), or ``"auto"``: torch above two million reduced
+        potentials (windows times rows), where pymbar takes seconds to minutes and several copies of them; below, what it would
+        save is less than importing torch takes.  Both solve the same equations to rounding.
+    device : for torch; default a GPU when there is one.
 
     Raises
     ------
-    DataError : temperatures differ (or another one is asked for) and potential energies were not recorded.
+    DataError : temperatures differ (or another one is asked for, or states are given) and potential energies were not recorded;
+        states do not fit the samples.
+    ConfigError : the solver or the device does not exist.
     """
+    if solver not in SOLVERS:
+        raise ConfigError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
     target, energies = target_temperature(samples, temperature)
-    u, u0 = reduced_potentials(samples, target, energies)
-    states = bin_states(samples, temperature=target, energies=energies)
-    sets, solution, _ = solve_connected(states, samples)
-    k = samples.n_windows
-    f, log_weights = np.full(k, np.nan), np.empty(len(samples))
-    overlap, effective, residual = np.zeros((k, k)), np.zeros(k), 0.0
-    for members in sets:
-        windows = list(members)
-        rows = np.flatnonzero(np.isin(samples.window, windows))
-        counts = states.counts[windows]
-        part = u[np.ix_(np.array(windows), rows)]
-        start = solution.free_energies[windows] if warm_start else None
-        f_set, log_mixture = _solve(part, counts, start)
-        log_w = -u0[rows] - log_mixture
+    if states and not np.isfinite(samples.potential).all():
+        raise DataError("further states need the potential energy of every row", "record it, or give full reduced potentials to solve_mbar")
+    energies = energies or bool(states)
+    mixture = Mixture(samples, target, energies, states)
+    if solver == "auto":
+        solver = "torch" if len(samples) * len(mixture.counts) > LARGE else "pymbar"
+    solve = partial(_solve, mixture, solver=solver, device=device)
+    everything = tuple(int(k) for k in np.flatnonzero(mixture.counts > 0))
+    sets: Sets
+    if any(s.window is not None for s in states):
+        start, sets = None, (everything,)
+        sets = _sets(mixture, everything, solve(everything, None))
+    else:
+        sets, binned, _ = solve_connected(bin_states(samples, temperature=target, energies=energies), samples)
+        start = binned.free_energies if warm_start else None
+    return _assemble(mixture, target, sets, {members: solve(members, start) for members in sets})
+
+
+def reweight(result: MbarResult | MbarSolution, u_target: Array | ReducedState) -> Reweighted:
+    """Return the weights of all rows in another state, its free energy and effective sample size.
+
+    Parameters
+    ----------
+    result : of :func:`mbar` or :func:`solve_mbar`.
+    u_target : (n_rows,) reduced potential of every row, on the scale of the result: the full one where potential energies took part
+        (``result.energies``; always for :func:`solve_mbar`), else relative to the unbiased state.
+
+    Raises
+    ------
+    DataError : one of them is NaN, or their number is not that of the rows.
+    """
+    return reweight_rows(result.log_mixture, u_target)
+
+
+def _assemble(mixture: Mixture, target: float, sets: Sets, solutions: Mapping[tuple[int, ...], MbarSolution]) -> MbarResult:
+    """Return one result from the solutions of disconnected sets."""
+    samples, k = mixture.samples, len(mixture.counts)
+    f, log_weights, overlap, effective = np.full(k, np.nan), np.empty(len(samples)), np.zeros((k, k)), np.zeros(k)
+    for members, solution in solutions.items():
+        rows, states = _rows(mixture, members), list(members)
+        log_w = -mixture.unbiased(rows) - solution.log_mixture
         norm = np.logaddexp.reduce(log_w)
-        f[windows] = f_set + norm
+        f[states] = solution.free_energies + norm
         log_weights[rows] = log_w - norm - np.log(len(sets))
-        w = np.exp(f_set[:, None] - part - log_mixture)
-        overlap[np.ix_(windows, windows)] = (w @ w.T) * counts
-        # The weights of all rows in a window sum to 1 at the solution.
-        residual = max(residual, float(np.abs(np.log(w.sum(axis=1))).max()))
-        effective[windows] = w.sum(axis=1) ** 2 / (w**2).sum(axis=1)
+        overlap[np.ix_(states, states)], effective[states] = solution.overlap, solution.effective_samples
+    log_mixture = -mixture.unbiased(slice(None)) - log_weights
     if len(sets) == 1:
-        for empty in np.flatnonzero(samples.counts == 0):
-            f[empty] = -np.logaddexp.reduce(log_weights + u0 - u[empty])
-    return MbarResult(f, log_weights, target, overlap, effective, sets, residual, solution_findings(samples, sets, residual < CONVERGED))
+        for empty in np.flatnonzero(mixture.counts == 0):
+            other = reweight_rows(log_mixture, mixture.potentials([int(empty)], slice(None))[0])
+            f[empty], effective[empty] = other.free_energy, other.effective_samples
+    residual = max(s.residual for s in solutions.values())
+    findings = solution_findings(samples, sets, residual < CONVERGED)
+    # Back to full reduced potentials: f_k and u_k of a state rise by the same constant.
+    return MbarResult(
+        f + mixture.offsets - mixture.unbiased_offset, log_weights, target, overlap, effective, sets, residual, findings,
+        log_mixture - mixture.unbiased_offset, mixture.energies,
+    )  # fmt: skip
+
+
+def _rows(mixture: Mixture, members: Sequence[int]) -> Any:
+    """Return the rows of some windows: a slice when they are all, so that nothing is copied."""
+    held = np.isin(mixture.samples.window, members)
+    return slice(None) if held.all() else np.flatnonzero(held)
+
+
+def _solve(mixture: Mixture, members: Sequence[int], start: Array | None, *, solver: str, device: str | None) -> MbarSolution:
+    """Solve for states that hold samples; a matrix is only kept for up to a million rows."""
+    states = list(members)
+    rows = _rows(mixture, members)
+    counts = mixture.counts[states]
+    n_rows = int(counts.sum())
+    if start is not None:
+        start = start[states] - mixture.offsets[states]
+    if solver == "torch" and n_rows > STORED_ROWS:
+
+        def made(first: int, last: int) -> Array:
+            return mixture.potentials(states, slice(first, last) if isinstance(rows, slice) else rows[first:last])
+
+        return newton(made, n_rows, counts, start=start, device=device)
+    u = mixture.potentials(states, rows)
+    require_possible(u, counts > 0)
+    if solver == "torch":
+        return newton(lambda first, last: u[:, first:last], n_rows, counts, start=start, device=device, resident=True)
+    return _pymbar(u, counts, start)
+
+
+def _sets(mixture: Mixture, members: tuple[int, ...], solution: MbarSolution) -> Sets:
+    """Return the sets of states that share at least one decorrelated sample: rows of one visit count as one."""
+    states, samples = list(members), mixture.samples
+    row = (1.0 / inefficiencies(samples))[samples.window]
+    log_counts = np.log(mixture.counts[states]) + solution.free_energies
+    shared, size = np.zeros((samples.n_windows, samples.n_windows)), rows_per_chunk(len(states))
+    for first in range(0, len(samples), size):
+        part = slice(first, first + size)
+        chance = np.exp(log_counts[:, None] - mixture.potentials(states, part) - solution.log_mixture[part])
+        shared[np.ix_(states, states)] += (chance * row[part]) @ chance.T
+    return connected_sets(shared, states)
 
 
 def target_temperature(samples: BiasedSamples, temperature: Any = None) -> tuple[float, bool]:
@@ -132,24 +230,10 @@ def target_temperature(samples: BiasedSamples, temperature: Any = None) -> tuple
     return target, energies
 
 
-def reduced_potentials(samples: BiasedSamples, temperature: float, energies: bool) -> tuple[Array, Array]:
-    """Return reduced potentials (n_windows, n_rows) of all windows, and (n_rows,) of the unbiased state at ``temperature``.
-
-    The potential energy is left out where it is common to all states (``energies`` false).
-    """
-    u = samples.bias_energies()
-    if not energies:
-        return u / (GAS_CONSTANT * temperature), np.zeros(len(samples))
-    # Energies of large systems are large: only their differences matter, and those keep their digits.
-    potential = samples.potential - samples.potential.mean()
-    return (u + potential) / samples.kT[:, None], potential / (GAS_CONSTANT * temperature)
-
-
-def _solve(u: Array, counts: Array, start: Array | None) -> tuple[Array, Array]:
-    """Return free energies (n_states,) and log sum_k N_k exp(f_k - u_k), (n_rows,)."""
-    if len(counts) == 1:
-        f = np.zeros(1)
-    else:
+def _pymbar(u: Array, counts: Array, start: Array | None) -> MbarSolution:
+    """Return pymbar's solution for reduced potentials (n_states, n_rows) of states that all hold samples."""
+    f = np.zeros(len(counts))
+    if len(counts) > 1:
         with _quiet_pymbar() as pymbar:
             initial = None if start is None else start - start[0]
             # Adaptive: Newton, or self-consistent iteration whenever that has the smaller gradient.
@@ -157,7 +241,12 @@ def _solve(u: Array, counts: Array, start: Array | None) -> tuple[Array, Array]:
             f = np.asarray(pymbar.MBAR(u, counts, initial_f_k=initial, solver_protocol=protocol).f_k)
     exponent = (np.log(counts) + f)[:, None] - u
     top = exponent.max(axis=0)
-    return f, top + np.log(np.exp(exponent - top).sum(axis=0))
+    log_mixture = top + np.log(np.exp(exponent - top).sum(axis=0))
+    w = np.exp(f[:, None] - u - log_mixture)
+    # The weights of all rows in a state sum to 1 at the solution.
+    total = w.sum(axis=1)
+    residual = float(np.abs(np.log(total)).max())
+    return MbarSolution(f, log_mixture, (w @ w.T) * counts, total**2 / (w**2).sum(axis=1), residual, 0, residual < CONVERGED)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from couloir.analysis import BiasedSamples, free_energy_surface
 from couloir.cv.geometric import Coordinate, Dihedral
 from couloir.generative import ConditionalSGM, InternalCoordinates, Vector
 from couloir.sampling import OpenMMEngine, ToyEngine, potentials, systems
-from couloir.sampling.seeding import dragged_seeds, seed_windows
+from couloir.sampling.dragging import dragged_seeds
+from couloir.sampling.seeding import seed_windows
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.trajectory import Array, State
 

@@ -21,7 +21,9 @@ from couloir.errors import ConfigError, CouloirError, Finding
 from couloir.preflight import check, check_model
 from couloir.run import Run, provenance, write_json
 from couloir.sampling.chunks import ChunkedRun, record_steps
-from couloir.sampling.seeding import Seeds, dragged_seeds, load_seeds, save_seeds, seed_windows
+from couloir.sampling.dragging import dragged_seeds
+from couloir.sampling.seeding import seed_windows
+from couloir.sampling.seeds import Seeds, load_seeds, save_seeds
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, State

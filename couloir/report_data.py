@@ -16,7 +16,7 @@ from couloir.cv import CollectiveVariable, Region
 from couloir.cv.bias import bias_from_dict
 from couloir.errors import CouloirError, DataError, Finding
 from couloir.run import Run
-from couloir.sampling.seeding import Seeds, load_seeds
+from couloir.sampling.seeds import Seeds, load_seeds
 from couloir.trajectory import Array
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from couloir.cv import CollectiveVariable
     from couloir.sampling.potentials import ToyPotential
-    from couloir.sampling.seeding import Seeds
+    from couloir.sampling.seeds import Seeds
 
 _LINE = "#1f4e79"
 _SIZE = (5.4, 3.6)

@@ -11,9 +11,9 @@ _HOMES = {
     "OpenMMEngine": "openmm_engine",
     "benchmark_platforms": "platforms",
     "systems": "",
-    "Seeds": "seeding",
+    "Seeds": "seeds",
     "UmbrellaSampling": "umbrella",
-    "dragged_seeds": "seeding",
+    "dragged_seeds": "dragging",
     "frontier_rounds": "frontier",
     "seed_windows": "seeding",
 }

@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.errors import DataError, Finding, SimulationError
+from couloir.sampling.dragging import SeedingEngine, propagated
 from couloir.sampling.engine import steps
-from couloir.sampling.seeding import ConditionalSampler, SeedingEngine, Seeds, propagated, seed_windows
+from couloir.sampling.seeding import ConditionalSampler, seed_windows
+from couloir.sampling.seeds import Seeds
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.store import Store
 from couloir.streams import integer_seed, stream

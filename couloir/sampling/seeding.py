@@ -10,27 +10,22 @@ A seed claims no weight: windows must equilibrate from it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from couloir.cv.base import CollectiveVariable
-from couloir.cv.bias import HarmonicBias
-from couloir.errors import DataError, Finding, ModelError, SimulationError
-from couloir.sampling.engine import Engine, steps
+from couloir.errors import DataError, Finding, ModelError
+from couloir.sampling.dragging import THERMALIZATION_STEPS, SeedingEngine, dragged, minimized, propagated
+from couloir.sampling.engine import steps
 from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates, all_finite
-from couloir.store import Store
+from couloir.sampling.seeds import Seeds, window_centers
 from couloir.streams import integer_seed, stream
-from couloir.trajectory import Array, State, Trajectory
+from couloir.trajectory import Array, State
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from couloir.sampling.umbrella import UmbrellaSampling
 
-THERMALIZATION_STEPS = 1000
 GATES = (*GEOMETRY_GATES, "dynamics", "energy", "cv")
 
 
@@ -40,61 +35,6 @@ class ConditionalSampler(Protocol):
     def sample(self, cv_values: Any, n: int | None = None, *, seed: int) -> Array:
         """Return positions (n, n_atoms, 3), one for each row of CV values."""
         ...
-
-
-class SeedingEngine(Engine, Protocol):
-    """An engine that can also minimize and evaluate energies, as seeding needs."""
-
-    def minimize(
-        self, states: Sequence[State], *, bias: Sequence[HarmonicBias] | None = None, record: Sequence[CollectiveVariable] = ()
-    ) -> list[State]: ...
-    def energies(self, positions: Array) -> Array: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Seeds:
-    """Starting states for windows, and how they came about.
-
-    Attributes
-    ----------
-    states : one per seed, thermalized in its window.
-    windows : (n_seeds,) the window of each.
-    origins : ``"model"``, ``"dragged"`` or ``"given"`` for each.
-    tally : per window, how many candidates were generated, failed each gate (the first one they failed), passed.
-    findings : named warnings, e.g. windows where the model failed.
-    """
-
-    states: tuple[State, ...]
-    windows: npt.NDArray[np.int64]
-    origins: tuple[str, ...]
-    tally: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def by_window(self) -> dict[int, list[State]]:
-        """Return window number -> states."""
-        out: dict[int, list[State]] = {}
-        for window, state in zip(self.windows, self.states, strict=True):
-            out.setdefault(int(window), []).append(state)
-        return out
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """Return one row per window: candidates, failures by gate, seeds by origin."""
-        import pandas as pd
-
-        n = max([int(self.windows.max()) + 1, *map(len, self.tally.values())])
-        counts = {kind: np.bincount(self.windows[[o == kind for o in self.origins]], minlength=n) for kind in dict.fromkeys(self.origins)}
-        return pd.DataFrame({**self.tally, **{f"seeds from {kind}": c for kind, c in counts.items()}})
-
-    def table(self) -> str:
-        """Return the table as text, with the findings below it."""
-        return "\n".join([self.to_dataframe().to_string(index_names=False), *map(str, self.findings)])
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{self.origins.count(kind)} {kind}" for kind in ("model", "dragged", "given") if kind in self.origins)
-        return f"Seeds: {len(self)} in {len(set(self.windows.tolist()))} windows ({kinds})\n{self.table()}"
 
 
 def seed_windows(
@@ -158,116 +98,8 @@ def seed_windows(
     order = np.argsort(homes, kind="stable")
     return Seeds(
         tuple(states[i] for i in order), np.array(homes, dtype=np.int64)[order], tuple(origins[i] for i in order),
-        candidates.tally(), findings,
+        candidates.tally(), findings, window_centers(windows),
     )  # fmt: skip
-
-
-def dragged_seeds(
-    engine: SeedingEngine, windows: UmbrellaSampling, start: State, per_window: int = 1, *, seed: int, thermalization: Any = None
-) -> Seeds:
-    """Start every window the ordinary way: drag one structure from window to window along the CV, walkers independently."""
-    values = np.array([cv.evaluate(start.positions)[0] for cv in windows.cvs])
-    nearest = int(np.argmin(windows.distance(windows.centers, values)))
-    states, homes = [], []
-    for k in range(per_window):
-        everywhere = dict.fromkeys(range(len(windows)), 1)
-        for w, state in dragged(
-            engine, windows, {nearest: [start]}, everywhere, seed=integer_seed(seed, "walker", k), duration=thermalization
-        ):
-            states.append(state)
-            homes.append(w)
-    order = np.argsort(homes, kind="stable")
-    return Seeds(tuple(states[i] for i in order), np.array(homes, dtype=np.int64)[order], ("dragged",) * len(states))
-
-
-def dragged(
-    engine: SeedingEngine,
-    windows: UmbrellaSampling,
-    sources: Mapping[int, Sequence[State]],
-    missing: Mapping[int, int],
-    *,
-    seed: int,
-    duration: Any = None,
-) -> list[tuple[int, State]]:
-    """Drag states to the windows ``missing`` (window -> how many) from the nearest windows that have some.
-
-    Windows are reached one neighbour at a time, nearest first, all windows at the same remove together; the bias moves
-    from the source's centre to the target's in steps of about one standard deviation of a window.
-    """
-    if not missing:
-        return []
-    have = {w: list(s) for w, s in sources.items()}
-    out: list[tuple[int, State]] = []
-    todo = dict(missing)
-    level = 0
-    while todo:
-        known = list(have)
-        reach = {w: known[int(np.argmin(windows.distance(windows.centers[known], windows.centers[w])))] for w in todo}
-        far = {w: float(windows.distance(windows.centers[[h]], windows.centers[w])[0]) for w, h in reach.items()}
-        now = [w for w in todo if far[w] <= min(far.values()) + 1e-9]
-        jobs = [(w, have[reach[w]][k % len(have[reach[w]])], reach[w]) for w in now for k in range(todo[w])]
-        arrived = _drag(engine, windows, jobs, integer_seed(seed, level), duration)
-        came = [(w, state) for (w, _, _), state in zip(jobs, arrived, strict=True) if state is not None]
-        out += came
-        for w in now:
-            have[w] = [state for v, state in came if v == w] + have.get(w, [])
-            if not have[w]:
-                raise SimulationError(
-                    f"every structure dragged to window {w} from window {reach[w]} broke down on the way",
-                    "use a smaller time step, place windows closer together, or soften the force constants",
-                )
-            del todo[w]
-        level += 1
-    return out
-
-
-def _drag(
-    engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int, State, int]], seed: int, duration: Any
-) -> list[State | None]:
-    """Return where each job (window, state, window it comes from) arrived; None for one that broke down on the way."""
-    n_steps = THERMALIZATION_STEPS if duration is None else steps(duration, engine.time_step, "thermalization")
-    arrived: list[State | None] = [state for _, state, _ in jobs]
-    begin = np.array([windows.centers[source] for _, _, source in jobs])
-    ways = np.array([windows.displacement(windows.centers[w] - b) for (w, _, _), b in zip(jobs, begin, strict=True)])
-    sigma = np.sqrt(engine.kT / np.array([windows.windows[w].force_constants for w, _, _ in jobs]))
-    n_moves = max(1, int(np.ceil(np.abs(ways / sigma).max())))
-    for move in range(1, n_moves + 1):
-        biases = [
-            HarmonicBias.on(windows.cvs, list(b + move / n_moves * way), list(windows.windows[w].force_constants))
-            for (w, _, _), b, way in zip(jobs, begin, ways, strict=True)
-        ]
-        if move == 1:
-            arrived = minimized(engine, windows, [state for _, state, _ in jobs], biases)
-        length = (n_steps if move == n_moves else max(1, n_steps // 4)) * engine.time_step
-        alive = [i for i, state in enumerate(arrived) if state is not None]
-        if not alive:
-            break
-        done = propagated(
-            engine, [arrived[i] for i in alive],  # type: ignore[misc]
-            duration=length, bias=[biases[i] for i in alive], record=windows.cvs,
-            seed=[integer_seed(seed, move, i) for i in alive],
-        )  # fmt: skip
-        for i, trajectory in zip(alive, done, strict=True):
-            arrived[i] = None if trajectory.ended == "failed" else trajectory.last
-    return arrived
-
-
-def minimized(
-    engine: SeedingEngine, windows: UmbrellaSampling, states: Sequence[State], biases: Sequence[HarmonicBias]
-) -> list[State | None]:
-    """Return the states minimized in their windows, None for those that cannot be."""
-    try:
-        return list(engine.minimize(states, bias=biases, record=windows.cvs))
-    except SimulationError as error:
-        return list(error.partial)
-
-
-def propagated(engine: Engine, states: Sequence[State], **settings: Any) -> list[Trajectory]:
-    """Return what the engine propagates; walkers that broke down are there too, ``ended`` being ``"failed"``."""
-    try:
-        return engine.propagate(states, **settings)
-    except SimulationError as error:
-        return list(error.partial)
 
 
 class _Candidates:
@@ -469,32 +301,3 @@ def _lagging(
         return []
     text = f"dragged structures did not arrive whole in window {_places(windows, bad)}"
     return [Finding("dragged-astray", text, "look at them; use a stiffer bias or windows closer together")]
-
-
-def save_seeds(store: Store, seeds: Seeds) -> None:
-    """Write seeds to a store in one step."""
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "positions": np.array([state.positions for state in seeds.states]),
-        "windows": seeds.windows,
-        "origins": np.array(seeds.origins),
-        "findings": np.array([[f.code, f.message, f.fix] for f in seeds.findings]).reshape(-1, 3),
-        **{f"tally:{key}": counts for key, counts in seeds.tally.items()},
-    }
-    for name, values in (("velocities", [s.velocities for s in seeds.states]), ("boxes", [s.box for s in seeds.states])):
-        if all(v is not None for v in values):
-            arrays[name] = np.array(values)
-    store.append({"seeds": arrays})
-
-
-def load_seeds(store: Store) -> Seeds:
-    """Read what :func:`save_seeds` wrote."""
-    data = store.chunk("seeds", -1)
-    n = len(data["windows"])
-    velocities, boxes = data.get("velocities", [None] * n), data.get("boxes", [None] * n)
-    return Seeds(
-        tuple(State(x, v, b) for x, v, b in zip(data["positions"], velocities, boxes, strict=True)),
-        data["windows"],
-        tuple(map(str, data["origins"])),
-        {key.removeprefix("tally:"): counts for key, counts in data.items() if key.startswith("tally:")},
-        tuple(Finding(*map(str, row)) for row in data["findings"]),
-    )

@@ -22,7 +22,7 @@ from couloir.trajectory import Array, State
 from couloir.units import convert
 
 if TYPE_CHECKING:
-    from couloir.sampling.seeding import Seeds
+    from couloir.sampling.seeds import Seeds
 
 FRAME_RECORDS = 25
 EXCHANGE_RECORDS = 10

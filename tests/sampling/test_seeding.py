@@ -12,10 +12,12 @@ import pytest
 from couloir.cv.geometric import Coordinate, Dihedral
 from couloir.errors import ModelError, SimulationError
 from couloir.sampling import OpenMMEngine, systems
+from couloir.sampling.dragging import dragged, dragged_seeds
 from couloir.sampling.frontier import coverage, even_weights, frontier_rounds
 from couloir.sampling.gates import GeometryGates
 from couloir.sampling.potentials import double_well, hidden_barrier
-from couloir.sampling.seeding import Seeds, dragged, dragged_seeds, load_seeds, save_seeds, seed_windows
+from couloir.sampling.seeding import seed_windows
+from couloir.sampling.seeds import Seeds, load_seeds, save_seeds
 from couloir.sampling.toy import ToyEngine
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.store import Store

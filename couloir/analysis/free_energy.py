@@ -9,6 +9,7 @@ import numpy as np
 
 from couloir.analysis.agreement import compare_neighbours
 from couloir.analysis.bootstrap import replicas
+from couloir.analysis.density import make_density
 from couloir.analysis.diagnostics import surface_findings, window_findings
 from couloir.analysis.mbar import MbarResult, mbar, target_temperature
 from couloir.analysis.samples import BiasedSamples
@@ -33,6 +34,9 @@ def free_energy_surface(
     weights: WhamResult | MbarResult | Array | None = None,
     basins: Mapping[str, Any] | None = None,
     equilibrate: bool = True,
+    method: Literal["histogram", "kde", "spline"] = "histogram",
+    bandwidth: Any = None,
+    knots: int | None = None,
 ) -> FreeEnergySurface:
     """Return the free energy along recorded CVs, with standard errors.
 
@@ -54,44 +58,46 @@ def free_energy_surface(
     basins : names for ranges or regions, for ``barrier`` and ``difference``.
     equilibrate : leave out each walker's transient first (:func:`couloir.analysis.equilibrated`).  With ``weights`` given all
         rows are used: they belong to these rows, and whoever made them chose the rows.
+    method : how weighted rows become the probability of cells: counted in each, by a kernel density (one or two CVs), or by a
+        maximum-likelihood spline (one CV); see :mod:`couloir.analysis.density`.
+    bandwidth : of the kernel, in the CV's unit, one or one per CV; default by Botev's rule.
+    knots : intervals of the spline; default by BIC.
 
     Raises
     ------
-    DataError : a CV was not recorded, temperatures need energies that were not recorded, or weights do not fit.
+    DataError : a CV was not recorded, temperatures need energies that were not recorded, or weights or options do not fit.
     """
     if equilibrate and weights is None:
         samples = equilibrated(samples)
     grid = make_grid(samples, along, bins, limits)
     target, energies = target_temperature(samples, _given_temperature(weights, temperature))
     kT = GAS_CONSTANT * target
-    row_weights, name, fixed = _weights(samples, estimator, weights, target, energies)
-    cell = grid.cells(samples)
-    n_cells = int(np.prod(grid.shape))
-    inside = cell >= 0
-    mass = np.bincount(cell[inside], row_weights[inside], n_cells)
-    if not mass.sum() > 0:
-        raise DataError(f"no sample lies on the grid along {', '.join(grid.names)}", "check limits")
+    row_weights, name, fixed = weigh_rows(samples, estimator, weights, target, energies)
+    g = inefficiencies(samples)
+    density = make_density(samples, grid, row_weights, g[samples.window], method=method, bandwidth=bandwidth, knots=knots)
+    inside = density.bin >= 0
+    mass = np.bincount(density.bin[inside], row_weights[inside], density.n_bins).astype(float)
     with np.errstate(divide="ignore"):
-        raw = -kT * np.log(mass / mass.sum())
+        raw = -kT * np.log(density.probability(mass[None])[0])
     free = np.where(np.isfinite(raw), raw, np.nan).reshape(grid.shape)
     lowest = float(np.nanmin(free))
-    g = inefficiencies(samples)
     neighbours = compare_neighbours(samples)
-    draws = np.empty((0, n_cells))
+    draws = np.empty((0, density.n_bins))
     if n_bootstrap > 0:
         states = bin_states(samples, temperature=target, energies=energies)
         sets, solution, _ = solve_connected(states, samples)
         draws = replicas(
-            samples, states, sets, solution.free_energies, cell, n_cells,
+            samples, states, sets, solution.free_energies, density.bin, density.n_bins,
             n=n_bootstrap, seed=seed, fixed=row_weights if fixed else None, neighbours=neighbours,
         )  # fmt: skip
-    replica = _replica_surfaces(draws, kT, lowest).reshape(-1, *grid.shape)
-    n_effective = _effective(cell, row_weights, g[samples.window], n_cells).reshape(grid.shape)
+    replica = _replica_surfaces(density.probability(draws), kT, lowest).reshape(-1, *grid.shape)
+    n_effective = density.n_effective.reshape(grid.shape)
     columns = [samples.column(n) for n in grid.names]
     return FreeEnergySurface(
         names=grid.names, units=tuple(samples.units[c] for c in columns), periods=grid.periods, grid=grid.centers,
-        free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT, estimator=name, replicas=replica,
-        n_effective=n_effective, findings=window_findings(samples, g, neighbours) + surface_findings(grid, free - lowest, n_effective, kT),
+        free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT,
+        estimator=", ".join(filter(None, (name, density.label))), replicas=replica, n_effective=n_effective,
+        findings=window_findings(samples, g, neighbours) + surface_findings(grid, free - lowest, n_effective, kT),
         basins=dict(basins or {}),
     )  # fmt: skip
 
@@ -100,10 +106,10 @@ def _given_temperature(weights: WhamResult | MbarResult | Array | None, temperat
     return weights.temperature if isinstance(weights, MbarResult) and temperature is None else temperature
 
 
-def _weights(
+def weigh_rows(
     samples: BiasedSamples, estimator: str, given: WhamResult | MbarResult | Array | None, temperature: float, energies: bool
 ) -> tuple[Array, str, bool]:
-    """Return weights (n_rows,), what made them, and whether replicas must keep them."""
+    """Return weights (n_rows,) in the unbiased state, what made them, and whether replicas must keep them (given as an array)."""
     if given is not None:
         weights = np.asarray(given if isinstance(given, np.ndarray) else given.weights, dtype=float)
         if weights.shape != (len(samples),) or not np.isfinite(weights).all() or weights.min() < 0:
@@ -119,9 +125,9 @@ def _weights(
     raise DataError(f"unknown estimator {estimator!r}{nearest(estimator, ['wham', 'mbar'])}")
 
 
-def _replica_surfaces(draws: Array, kT: float, lowest: float) -> Array:
+def _replica_surfaces(p: Array, kT: float, lowest: float) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
-        f = -kT * np.log(draws / draws.sum(axis=1, keepdims=True)) - lowest
+        f = -kT * np.log(p) - lowest
     return np.where(np.isfinite(f), f, np.nan)
 
 
@@ -132,11 +138,3 @@ def _spread(replica: Array, sampled: Any) -> Array:
     use = enough & sampled
     out[use] = np.nanstd(replica[:, use], axis=0, ddof=1)
     return out
-
-
-def _effective(cell: Any, weights: Array, g: Array, n_cells: int) -> Array:
-    """Return Kish's effective sample size of each cell with every row counted as 1/g of an independent one."""
-    inside = cell >= 0
-    first = np.bincount(cell[inside], weights[inside], n_cells)
-    second = np.bincount(cell[inside], weights[inside] ** 2 * g[inside], n_cells)
-    return np.divide(first**2, second, out=np.zeros(n_cells), where=second > 0)

@@ -12,20 +12,33 @@ leaves an error of second order in the bin's width.  Sets of windows that share 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
+from couloir.analysis._dual import BinnedStates, DualSolution, membership, set_of_windows, solve_dual
 from couloir.analysis.overlap import Sets, biased_names, connected_sets, disconnected, name_windows
 from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.analysis.timeseries import inefficiencies, on_circle
 from couloir.cv.base import wrap
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
+from couloir.units import GAS_CONSTANT, convert
 
-_STEP = 20.0
-"""Longest Newton step in kT, for the first iterations from a poor start."""
+__all__ = [
+    "BinnedStates", "DualSolution", "WhamResult", "bin_keys", "bin_numbers", "bin_states", "bin_widths", "dense_numbers",
+    "energy_width", "occupied_bins", "reduced_energies", "set_of_windows",
+    "solution_findings", "solve_connected", "solve_dual", "solve_sets", "wham", "wham_result",
+]  # fmt: skip
+
+MOVEMENT = 1e-3
+"""Automatic bins: largest change of a free energy, in kT, when all bins were halved for the last time."""
+_LARGEST = 50_000_000
+"""Automatic bins: most windows times bins (400 MB of energies)."""
+_BITS = 62
+"""Bits of a bin's key that the dimensions share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +57,7 @@ class WhamResult:
     sets : the sets of windows that share samples.
     n_iterations, converged : of Newton's method, over all sets.
     findings : what is unsure.
+    movement : largest change of a free energy, kT, when the bins were halved for the last time; None without ``bins="auto"``.
     """
 
     free_energies: Array
@@ -56,6 +70,7 @@ class WhamResult:
     n_iterations: int
     converged: bool
     findings: tuple[Finding, ...] = ()
+    movement: float | None = None
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
@@ -69,72 +84,90 @@ class WhamResult:
         return "\n".join([head, *body, *(str(f) for f in self.findings)])
 
 
-@dataclass(frozen=True, eq=False)
-class BinnedStates:
-    """Samples in occupied bins with the reduced energy of every window there.
-
-    Attributes
-    ----------
-    index : (n_rows,) bin of each row.
-    means : (n_bins, n_dims) mean of the samples in each bin.
-    names : of the dimensions.
-    reduced : (n_windows, n_bins) reduced energies u_k(b).
-    target : (n_bins,) reduced energies of the unbiased state.
-    counts : (n_windows,) samples per window.
-    """
-
-    index: IntArray
-    means: Array
-    names: tuple[str, ...]
-    reduced: Array
-    target: Array
-    counts: Array
-
-    def per_set(self, sets: Sets, window: IntArray) -> Array:
-        """Return how many rows of each set's windows fall in each bin, (n_sets, n_bins)."""
-        owner = set_of_windows(sets, len(self.counts))[window]
-        n_bins = len(self.means)
-        return np.bincount(owner * n_bins + self.index, minlength=len(sets) * n_bins).reshape(len(sets), n_bins).astype(float)
-
-
-@dataclass(frozen=True, eq=False)
-class DualSolution:
-    """Free energies (n_windows,), log-weight of one sample in each set's bins (n_sets, n_bins), and how it went."""
-
-    free_energies: Array
-    log_weights: Array
-    n_iterations: int
-    converged: bool
-
-
-def wham(samples: BiasedSamples, *, bins: int | Sequence[int] | None = None, tolerance: float = 1e-8) -> WhamResult:
+def wham(
+    samples: BiasedSamples,
+    *,
+    bins: int | Sequence[int] | Literal["auto"] | None = None,
+    widths: float | Sequence[float] | None = None,
+    temperature: Any = None,
+    tolerance: float = 1e-8,
+    device: str | None = None,
+) -> WhamResult:
     """Return the WHAM estimate from all windows.
 
     Parameters
     ----------
-    samples : windows at one temperature.
+    samples : windows at any temperatures; where these differ, the potential energy becomes one more dimension of the bins.
     bins : fine bins per biased CV (one number, or one per CV); default: a twentieth of a window's width in one dimension,
-        a sixth in more.
+        a sixth in more.  ``"auto"`` starts there and halves all bins until no free energy moves by 0.001 kT or the table of
+        energies would exceed 400 MB; every halving costs a solution with at most 2^d times the bins, never more than rows.
+    widths : instead of ``bins``, the width of a bin along each biased CV; edges lie at whole multiples of it.
+    temperature : of the unbiased state (K or text); default that of the first window that holds samples.
     tolerance : largest change of a free energy, in kT, in the last Newton step.
+    device : where torch does the sums over bins (``"cpu"``, ``"cuda"``); None for numpy.
 
     Raises
     ------
-    DataError : windows have different temperatures (use :func:`couloir.analysis.mbar`).
+    DataError : temperatures differ and potential energies were not recorded, or bins do not fit.
     """
-    temperatures = samples.temperatures[samples.counts > 0]
-    if np.ptp(temperatures) > 1e-9 * temperatures.max():
+    present = samples.temperatures[samples.counts > 0]
+    target = float(present[0]) if temperature is None else convert(temperature, "K", "temperature")
+    energies = bool(np.abs(present - target).max() > 1e-9 * target)
+    if energies and not np.isfinite(samples.potential).all():
         raise DataError(
-            f"WHAM needs windows at one temperature, these are at {temperatures.min():g} to {temperatures.max():g} K",
-            'use mbar(samples), or free_energy_surface(..., estimator="mbar"), which take recorded potential energies into account',
+            f"windows at {present.min():g} to {present.max():g} K cannot be reweighted to {target:g} K without potential energies",
+            "record the potential energy with the CVs",
         )
-    states = bin_states(samples, bins=bins)
-    sets, solution, shared = solve_connected(states, samples, tolerance=tolerance)
+    g = inefficiencies(samples)
+
+    def once(numbers: Any, start: Array | None = None) -> WhamResult:
+        states = bin_states(samples, bins=numbers, widths=widths, temperature=target, energies=energies)
+        return wham_result(states, samples, g, start=start, tolerance=tolerance, device=device)
+
+    if bins != "auto":
+        return once(bins)
+    if widths is not None:
+        raise DataError('bins="auto" chooses the widths itself', "give one of the two")
+    return _refined(samples, once)
+
+
+def _refined(samples: BiasedSamples, once: Callable[..., WhamResult]) -> WhamResult:
+    """Halve the bins until no free energy moves by ``MOVEMENT``."""
+    names = biased_names(samples)
+    numbers = bin_numbers(samples, names, None)
+    coarse = once(numbers)
+    while True:
+        numbers = [2 * n for n in numbers]
+        fine = once(numbers, coarse.free_energies)
+        moved = float(np.nanmax(np.abs(fine.free_energies - coarse.free_energies)))
+        if moved < MOVEMENT:
+            return replace(fine, movement=moved)
+        growth = len(fine.bin_means) ** 2 / len(coarse.bin_means)
+        if growth * samples.n_windows > _LARGEST or len(fine.bin_means) == len(coarse.bin_means):
+            message = f"free energies still moved by {moved:.2g} kT when the bins were halved for the last time"
+            finding = Finding("coarse-bins", message, "use mbar(samples), which has no bins, or fewer samples")
+            return replace(fine, movement=moved, findings=(*fine.findings, finding))
+        coarse = fine
+
+
+def wham_result(
+    states: BinnedStates,
+    samples: BiasedSamples,
+    inefficiency: Array,
+    *,
+    start: Array | None = None,
+    tolerance: float = 1e-8,
+    device: str | None = None,
+) -> WhamResult:
+    """Solve for samples in bins; ``samples`` has the rows of ``states``, each perhaps standing for many."""
+    sets, solution, shared = solve_sets(states, samples.window, inefficiency, start=start, tolerance=tolerance, device=device)
     owner = set_of_windows(sets, samples.n_windows)[samples.window]
-    counts = np.maximum(states.counts, 1.0)
+    weights = np.exp(solution.log_weights[owner, states.index])
     return WhamResult(
-        free_energies=solution.free_energies, weights=np.exp(solution.log_weights[owner, states.index]), names=states.names,
-        bin_means=states.means, bin_index=states.index, overlap=shared / counts[:, None], sets=sets,
-        n_iterations=solution.n_iterations, converged=solution.converged, findings=solution_findings(samples, sets, solution.converged),
+        free_energies=solution.free_energies, weights=weights if states.multiplicity is None else weights * states.multiplicity,
+        names=states.names, bin_means=states.means, bin_index=states.index, overlap=shared / np.maximum(states.counts, 1.0)[:, None],
+        sets=sets, n_iterations=solution.n_iterations, converged=solution.converged,
+        findings=solution_findings(samples, sets, solution.converged),
     )  # fmt: skip
 
 
@@ -156,7 +189,12 @@ def solution_findings(samples: BiasedSamples, sets: Sets, converged: bool) -> tu
 
 
 def bin_states(
-    samples: BiasedSamples, *, bins: int | Sequence[int] | None = None, temperature: float | None = None, energies: bool = False
+    samples: BiasedSamples,
+    *,
+    bins: int | Sequence[int] | None = None,
+    widths: float | Sequence[float] | None = None,
+    temperature: float | None = None,
+    energies: bool = False,
 ) -> BinnedStates:
     """Return the samples in sparse bins of the biased CVs, and of the potential energy where temperatures differ.
 
@@ -164,27 +202,49 @@ def bin_states(
     ----------
     samples : anything recorded.
     bins : fine bins per biased CV; None chooses them from the windows' widths.
+    widths : width of a bin along each biased CV, instead of ``bins``.
     temperature : of the unbiased state, K; default that of the first window.
     energies : let the potential energy be one more dimension (needed when temperatures differ).
     """
     names = biased_names(samples)
     data = np.stack([samples[n] for n in names], axis=1) if names else np.zeros((len(samples), 0))
     periods = [samples.periods[samples.column(n)] for n in names]
-    numbers = bin_numbers(samples, names, bins)
+    # Energies of large systems are large: only their differences matter, and those keep their digits.
+    offset = float(samples.potential.mean()) if energies else 0.0
     if energies:
-        data, periods, numbers = np.column_stack([data, samples.potential]), [*periods, None], [*numbers, 200]
-    index, means = occupied_bins(data, periods, numbers)
+        data, periods = np.column_stack([data, samples.potential - offset]), [*periods, None]
+    if widths is None:
+        numbers = bin_numbers(samples, names, bins) + ([200] if energies else [])
+        index, means = occupied_bins(data, periods, numbers)
+    else:
+        steps = bin_widths(widths, names) + (
+            [energy_width(np.append(samples.temperatures, temperature or samples.temperatures))] if energies else []
+        )
+        # Edges lie at multiples of the width, so energies are binned as they are.
+        key = bin_keys(data + np.append(np.zeros(len(names)), offset) if energies else data, periods, steps)
+        index, n_bins = dense_numbers(key - key.min())
+        means = _means(data, periods, index, n_bins)
+    reduced, target = reduced_energies(samples, names, means, temperature if energies else None)
+    means = means + np.append(np.zeros(len(names)), offset) if energies else means
+    return BinnedStates(index, means, (*names, "potential") if energies else names, reduced, target, samples.counts.astype(float))
+
+
+def reduced_energies(samples: BiasedSamples, names: tuple[str, ...], means: Array, temperature: float | None) -> tuple[Array, Array]:
+    """Return reduced energies (n_windows, n_bins) at bin means, and (n_bins,) of the unbiased state.
+
+    With a ``temperature`` the last column of ``means`` is the potential energy; None where it is common to all states.
+    """
     values = np.zeros((len(means), len(samples.names)))
     for i, name in enumerate(names):
         values[:, samples.column(name)] = means[:, i]
-    beta = 1.0 / samples.kT
-    reduced = np.stack([beta[k] * samples.bias_energy(k, values) for k in range(samples.n_windows)])
-    target = np.zeros(len(means))
-    if energies:
-        scale = samples.kT[0] / samples.temperatures[0]
-        reduced = reduced + beta[:, None] * means[:, -1]
-        target = means[:, -1] / (scale * (samples.temperatures[0] if temperature is None else temperature))
-    return BinnedStates(index, means, (*names, "potential") if energies else names, reduced, target, samples.counts.astype(float))
+    kT = samples.kT
+    reduced = np.empty((samples.n_windows, len(means)))
+    for k in range(samples.n_windows):
+        reduced[k] = samples.bias_energy(k, values) / kT[k]
+    if temperature is None:
+        return reduced, np.zeros(len(means))
+    reduced += means[:, -1] / kT[:, None]
+    return reduced, means[:, -1] / (GAS_CONSTANT * temperature)
 
 
 def solve_connected(states: BinnedStates, samples: BiasedSamples, *, tolerance: float = 1e-8) -> tuple[Sets, DualSolution, Array]:
@@ -194,124 +254,35 @@ def solve_connected(states: BinnedStates, samples: BiasedSamples, *, tolerance: 
     -------
     The sets, the solution and the shared samples (n_windows, n_windows).
     """
+    return solve_sets(states, samples.window, inefficiencies(samples), tolerance=tolerance)
+
+
+def solve_sets(
+    states: BinnedStates,
+    window: IntArray,
+    inefficiency: Array,
+    *,
+    start: Array | None = None,
+    tolerance: float = 1e-8,
+    device: str | None = None,
+) -> tuple[Sets, DualSolution, Array]:
+    """Do what :func:`solve_connected` does, given the window (n_rows,) of each row and the inefficiency (n_windows,) of each window."""
+    n_windows, n_bins = states.reduced.shape
     filled = [int(k) for k in np.flatnonzero(states.counts > 0)]
     everything: Sets = (tuple(filled),)
-    counts = states.per_set(everything, samples.window)
-    solution = solve_dual(states, counts, everything, tolerance=tolerance)
-    chance = _membership(states, solution.free_energies, filled)
-    shared = np.zeros((samples.n_windows, samples.n_windows))
+    counts = states.per_set(everything, window)
+    solution = solve_dual(states, counts, everything, start=start, tolerance=tolerance, device=device)
+    chance = membership(states, solution.free_energies, filled)
+    shared = np.zeros((n_windows, n_windows))
     shared[np.ix_(filled, filled)] = (chance * counts[0]) @ chance.T
     # Rows of one visit tell no more than one row: each counts as 1/g of a sample.
-    row = (1.0 / inefficiencies(samples))[samples.window]
+    row = (1.0 / inefficiency)[window] * (1.0 if states.multiplicity is None else states.multiplicity)
     decorrelated = np.zeros_like(shared)
-    decorrelated[np.ix_(filled, filled)] = (chance * np.bincount(states.index, row, len(states.means))) @ chance.T
+    decorrelated[np.ix_(filled, filled)] = (chance * np.bincount(states.index, row, n_bins)) @ chance.T
     sets = connected_sets(decorrelated, filled)
     if len(sets) > 1:
-        solution = solve_dual(states, states.per_set(sets, samples.window), sets, start=solution.free_energies, tolerance=tolerance)
+        solution = solve_dual(states, states.per_set(sets, window), sets, start=solution.free_energies, tolerance=tolerance, device=device)
     return sets, solution, shared
-
-
-def set_of_windows(sets: Sets, n_windows: int) -> IntArray:
-    """Return the number of the set each window belongs to (n_windows,); 0 for windows in none."""
-    out = np.zeros(n_windows, dtype=np.int64)
-    for i, members in enumerate(sets):
-        out[list(members)] = i
-    return out
-
-
-def solve_dual(
-    states: BinnedStates, bin_counts: Array, sets: Sets, *, start: Array | None = None, tolerance: float = 1e-8, max_iterations: int = 200
-) -> DualSolution:
-    """Minimize A(f) in every set.
-
-    Parameters
-    ----------
-    states : reduced energies in bins.
-    bin_counts : (n_sets, n_bins) samples per bin, not necessarily whole numbers.
-    sets : windows solved together.
-    start : (n_windows,) free energies to start from.
-    """
-    n_windows, n_bins = states.reduced.shape
-    f = np.full(n_windows, np.nan)
-    log_weights = np.full((len(sets), n_bins), -np.inf)
-    total, converged = 0, True
-    for i, members in enumerate(sets):
-        rows, occupied = list(members), bin_counts[i] > 0
-        u, m = states.reduced[rows][:, occupied], bin_counts[i][occupied]
-        n = states.counts[rows]
-        # Windows together must hold what the bins hold, or the dual has no minimum.
-        n = n * (m.sum() / n.sum())
-        f_set, steps, ok = _newton(u, n, m, None if start is None else start[rows], tolerance, max_iterations)
-        total, converged = total + steps, converged and ok
-        log_w = -_log_mixture(u, n, f_set) - states.target[occupied]
-        norm = _logsumexp(log_w + np.log(m))
-        f[rows] = f_set + norm
-        log_weights[i, occupied] = log_w - norm - np.log(len(sets))
-        if len(sets) == 1:
-            empty = np.flatnonzero(states.counts == 0)
-            all_log = log_w - norm + states.target[occupied] + np.log(m)
-            for k in empty:
-                f[k] = -_logsumexp(all_log - states.reduced[k, occupied])
-    return DualSolution(f, log_weights, total, converged)
-
-
-def _newton(u: Array, n: Array, m: Array, start: Array | None, tolerance: float, max_iterations: int) -> tuple[Array, int, bool]:
-    f = np.zeros(len(n)) if start is None else start - start[0]
-    objective = _objective(u, n, m, f)
-    for iteration in range(1, max_iterations + 1):
-        p = _chances(u, n, f)
-        weighted = p * m
-        expected = weighted.sum(axis=1)
-        gradient = expected - n
-        if np.abs(gradient).max() < 1e-9:
-            return f - f[0], iteration, True
-        hessian = np.diag(expected) - weighted @ p.T
-        # The gauge (a constant added to f) has no curvature: give it some; the tiny diagonal bounds steps between
-        # windows that share nothing, whose offset the data do not determine.
-        hessian += expected.sum() / len(n) ** 2 + 1e-8 * np.eye(len(n))
-        step = -np.linalg.solve(hessian, gradient)
-        step -= step.mean()
-        longest = float(np.abs(step).max())
-        step *= min(1.0, _STEP / longest)
-        slope, scale = float(gradient @ step), 1.0
-        while True:
-            trial = _objective(u, n, m, f + scale * step)
-            # Close to the minimum the decrease drowns in rounding: allow for it.
-            if trial <= objective + 1e-4 * scale * slope + 1e-13 * abs(objective) or scale < 1e-6:
-                break
-            scale *= 0.5
-        f, objective = f + scale * step, trial
-        if longest < tolerance:
-            return f - f[0], iteration, True
-    return f - f[0], max_iterations, False
-
-
-def _log_mixture(u: Array, n: Array, f: Array) -> Array:
-    """Return log sum_k N_k exp(f_k - u_k(b)), (n_bins,)."""
-    exponent = (np.log(n) + f)[:, None] - u
-    top = exponent.max(axis=0)
-    return np.asarray(top + np.log(np.exp(exponent - top).sum(axis=0)))
-
-
-def _chances(u: Array, n: Array, f: Array) -> Array:
-    exponent = (np.log(n) + f)[:, None] - u
-    exponent -= exponent.max(axis=0)
-    np.exp(exponent, out=exponent)
-    exponent /= exponent.sum(axis=0)
-    return exponent
-
-
-def _membership(states: BinnedStates, f: Array, windows: list[int]) -> Array:
-    return _chances(states.reduced[windows], states.counts[windows], f[windows])
-
-
-def _objective(u: Array, n: Array, m: Array, f: Array) -> float:
-    return float(m @ _log_mixture(u, n, f) - n @ f)
-
-
-def _logsumexp(x: Array) -> float:
-    top = float(x.max())
-    return top + float(np.log(np.exp(x - top).sum()))
 
 
 def bin_numbers(samples: BiasedSamples, names: tuple[str, ...], bins: int | Sequence[int] | None) -> list[int]:
@@ -335,13 +306,14 @@ def _narrow_window(samples: BiasedSamples, name: str) -> float:
     """Return the width (standard deviation) that nine windows in ten exceed along a CV."""
     period = samples.periods[samples.column(name)]
     points = on_circle(samples[name], period)
-    counts = np.maximum(samples.counts, 1)
+    counts = samples.counts
+    divisor = np.maximum(counts, 1)
     variance = np.zeros(samples.n_windows)
     for p in points.T:
         p = p - p.mean()
-        mean = np.bincount(samples.window, p, samples.n_windows) / counts
-        variance += np.bincount(samples.window, p**2, samples.n_windows) / counts - mean**2
-    biased = [k for k, b in enumerate(samples.biases) if b is not None and name in b.names and samples.counts[k] > 1]
+        mean = np.bincount(samples.window, p, samples.n_windows) / divisor
+        variance += np.bincount(samples.window, p**2, samples.n_windows) / divisor - mean**2
+    biased = [k for k, b in enumerate(samples.biases) if b is not None and name in b.names and counts[k] > 1]
     widths = np.sqrt(np.maximum(variance[biased], 0.0)) * (1.0 if period is None else period / (2 * np.pi))
     return float(np.quantile(widths, 0.1)) if len(widths) else 0.0
 
@@ -356,17 +328,63 @@ def occupied_bins(data: Array, periods: list[float | None], numbers: list[int]) 
         x = wrap(data[:, i], period)
         key = key * n + np.clip(np.floor((x - low) / width).astype(np.int64), 0, n - 1)
         lows.append(low)
-    index, n_bins = _dense_numbers(key)
+    index, n_bins = dense_numbers(key)
+    return index, _means(data, periods, index, n_bins)
+
+
+def bin_widths(widths: float | Sequence[float], names: tuple[str, ...]) -> list[float]:
+    """Return one positive width per biased CV.
+
+    Raises
+    ------
+    DataError : numbers do not fit, or are not positive.
+    """
+    out = [float(w) for w in np.atleast_1d(np.asarray(widths, dtype=float))]
+    out = out * len(names) if len(out) == 1 else out
+    if len(out) != len(names) or not all(0 < w < np.inf for w in out):
+        raise DataError(f"widths = {widths} for the biased CVs {', '.join(names)}", "give one positive width, or one per biased CV")
+    return out
+
+
+def energy_width(temperatures: Array) -> float:
+    """Return the width of bins of the potential energy, kJ/mol, in which reduced energies of all windows differ by 0.05 at most."""
+    beta = 1.0 / (GAS_CONSTANT * temperatures)
+    return float(0.05 / max(np.ptp(beta), 1e-3 * beta.max()))
+
+
+def bin_keys(data: Array, periods: Sequence[float | None], widths: Sequence[float]) -> IntArray:
+    """Return a number (n_rows,) that names the bin of each row; edges at whole multiples of the width, or of the period / n.
+
+    Raises
+    ------
+    DataError : a value is so many bins from zero that the keys of all dimensions do not fit in 62 bits.
+    """
+    bits = _BITS // max(len(widths), 1)
+    key = np.zeros(len(data), dtype=np.int64)
+    for i, (period, width) in enumerate(zip(periods, widths, strict=True)):
+        n = None if period is None else max(1, int(np.ceil(period / width - 1e-9)))
+        step = np.floor((wrap(data[:, i], period) + (0.0 if period is None else period / 2)) / (width if n is None else period / n))  # type: ignore[operator]
+        if np.abs(step).max(initial=0.0) >= 2 ** (bits - 1):
+            worst = float(data[int(np.argmax(np.abs(step))), i])
+            raise DataError(f"{worst:g} in dimension {i} lies too many bins of width {width:g} from zero", "use wider bins")
+        part = step.astype(np.int64)
+        # Rounding may put a value just below the period's edge into the bin after the last.
+        part = part + 2 ** (bits - 1) if n is None else np.minimum(part, n - 1)
+        key = (key << bits) | part
+    return key
+
+
+def _means(data: Array, periods: Sequence[float | None], index: IntArray, n_bins: int) -> Array:
     counts = np.bincount(index, minlength=n_bins)
     # A bin never reaches across the period's edge, so the plain mean of wrapped values is the mean on the circle.
     means = [np.bincount(index, wrap(data[:, i], p), n_bins) / counts for i, p in enumerate(periods)]
-    return index, np.stack(means, axis=1) if means else np.zeros((n_bins, 0))
+    return np.stack(means, axis=1) if means else np.zeros((n_bins, 0))
 
 
-def _dense_numbers(key: IntArray) -> tuple[IntArray, int]:
-    """Number the distinct keys 0, 1, ... in order; without a sort when their range is moderate."""
+def dense_numbers(key: IntArray) -> tuple[IntArray, int]:
+    """Number the distinct keys >= 0 as 0, 1, ... in order; without a sort when their range is moderate."""
     top = int(key.max()) + 1
-    if top > 20_000_000:
+    if top > min(20_000_000, 100_000 + 32 * len(key)):
         unique, index = np.unique(key, return_inverse=True)
         return index.astype(np.int64), len(unique)
     used = np.zeros(top, dtype=bool)

@@ -254,7 +254,7 @@ def _seeds(page: Page, data: RunData) -> None:
         rows = [(named.get(key, f"failed first at: {key}"), n, f"{100 * n / share:.0f} %") for key, n in total.items()]
         page.add(web.table(("candidates", "number", "share"), rows))
         frame = seeds.to_dataframe()
-        per_window = [(w, *(int(v) for v in row)) for w, row in zip(frame.index, frame.to_numpy(), strict=True)]
+        per_window = [(w, *(f"{v:.4g}" for v in row)) for w, row in zip(frame.index, frame.to_numpy(), strict=True)]
         page.add(web.details("Window by window", web.table(("window", *frame.columns), per_window)))
     else:
         page.add(web.paragraph("No candidates were generated: these seeds did not come from a model.", "soft"))

@@ -11,11 +11,13 @@ first operation on it to the last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from couloir.errors import ConfigError, DataError
 from couloir.trajectory import Array
@@ -58,7 +60,7 @@ class MbarSolution:
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """A(f) less its value at the first point's scale, expected counts and their products, at one f."""
+    """A(f), expected counts (n_states,), sums of products of chances (n_states, n_states) and log_mixture (n_rows,) at one f."""
 
     value: float
     expected: Array
@@ -163,14 +165,14 @@ def _step(point: _Point, counts: Array, gradient: Array, radius: float) -> Array
     # Offsets that the data do not determine: no curvature and no slope but rounding.  They stay where they are.
     slope[(values < 1e-12) & (np.abs(slope) < 1e-9 * np.linalg.norm(root))] = 0.0
     values = np.maximum(values, 1e-14)
-    limit = radius * np.linalg.norm(root)
+    limit = radius * float(np.linalg.norm(root))
 
     def at(damping: float) -> Array:
         return np.asarray(-slope / (values + damping))
 
     damping = 0.0
     if np.linalg.norm(at(0.0)) > limit:
-        low, high = -16.0, float(np.log10(max(np.linalg.norm(slope) / limit, 1e-15)))
+        low, high = -16.0, math.log10(max(float(np.linalg.norm(slope) / limit), 1e-15))
         for _ in range(40):
             middle = 0.5 * (low + high)
             low, high = (middle, high) if np.linalg.norm(at(10.0**middle)) > limit else (low, middle)
@@ -190,7 +192,7 @@ def _evaluator(
     log_counts = torch.from_numpy(np.log(counts)).to(where)
     whole = None
     if where.type != "cpu" and resident and n_rows * len(counts) <= _RESIDENT:
-        whole = torch.from_numpy(np.ascontiguousarray(potentials(0, n_rows))).to(where)
+        whole = torch.from_numpy(np.array(potentials(0, n_rows), order="C")).to(where)
 
     def evaluate(f: Array) -> _Point:
         offset = log_counts + torch.from_numpy(f).to(where)
@@ -200,7 +202,8 @@ def _evaluator(
         log_mixture = np.empty(n_rows)
         for first in range(0, n_rows, size):
             last = min(first + size, n_rows)
-            part = torch.from_numpy(potentials(first, last)).to(where) if whole is None else whole[:, first:last]
+            # A copy: torch cannot take views that are read-only or run backwards.
+            part = torch.from_numpy(np.array(potentials(first, last), order="C")).to(where) if whole is None else whole[:, first:last]
             chance = offset[:, None] - part
             top = chance.amax(dim=0)
             chance.sub_(top).exp_()
@@ -247,7 +250,7 @@ def _check(u: Array, n: Array, start: Any) -> None:
     require_possible(u, n > 0)
 
 
-def require_possible(u: Array, sampled: Array) -> None:
+def require_possible(u: Array, sampled: npt.NDArray[np.bool_]) -> None:
     """Raise a DataError where reduced potentials (n_states, n_rows) are NaN or minus infinity, or a row has no possible state."""
     lowest = u[sampled].min(axis=0)
     bad = np.isnan(u).any(axis=0) | (u == -np.inf).any(axis=0)

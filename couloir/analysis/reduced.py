@@ -108,7 +108,7 @@ def reweight_rows(log_mixture: Array, u_target: Array | ReducedState) -> Reweigh
     f = -float(np.logaddexp.reduce(log_w))
     log_w = log_w + f
     effective = float(np.exp(-np.logaddexp.reduce(2 * log_w)))
-    findings = ()
+    findings: tuple[Finding, ...] = ()
     if effective < 50:
         message = f"{effective:.3g} effective samples of {len(u)} rows carry the weight of the state"
         findings = (Finding("few-effective-samples", message, "sample states closer to it"),)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from couloir.analysis.landscape import Landscape
+    from couloir.analysis.mfep import MinimumFreeEnergyPath
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -145,6 +148,18 @@ class FreeEnergySurface:
     def transition_state(self, a: Any, b: Any) -> tuple[float, ...]:
         """Return where the lowest pass between ``a`` and ``b`` is."""
         return self._place(max(self._path(a, b), key=lambda cell: self.free_energy[cell]))
+
+    def landscape(self, depth: float = 1.0) -> Landscape:
+        """Return the basins deeper than ``depth`` kT and the saddles between them; see :func:`couloir.analysis.landscape`."""
+        from couloir.analysis.landscape import landscape
+
+        return landscape(self, depth)
+
+    def minimum_free_energy_path(self, a: Any, b: Any, n_images: int = 50) -> MinimumFreeEnergyPath:
+        """Return the path between the minima of ``a`` and ``b``; see :func:`couloir.analysis.minimum_free_energy_path`."""
+        from couloir.analysis.mfep import minimum_free_energy_path
+
+        return minimum_free_energy_path(self, a, b, n_images)
 
     def rmse(self, other: FreeEnergySurface | Callable[..., Array], below: float = 8.0) -> float:
         """Return the root mean square difference in kJ/mol from another surface, a constant offset removed.

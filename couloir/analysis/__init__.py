@@ -2,6 +2,7 @@
 
 from couloir.analysis._mbar_torch import MbarSolution, solve_mbar
 from couloir.analysis.diagnostics import convergence, diagnose
+from couloir.analysis.expectation import Expectation, expectation
 from couloir.analysis.free_energy import free_energy_surface
 from couloir.analysis.landscape import Landscape, landscape
 from couloir.analysis.mbar import MbarResult, mbar, reweight
@@ -14,7 +15,8 @@ from couloir.analysis.timeseries import detect_equilibration, equilibrated, equi
 from couloir.analysis.wham import WhamResult, wham
 
 __all__ = [
-    "BiasedSamples", "Estimate", "FreeEnergySurface", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "ReducedState",
-    "Reweighted", "StreamedWham", "WhamResult", "convergence", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "free_energy_surface",
-    "landscape", "mbar", "minimum_free_energy_path", "reweight", "solve_mbar", "statistical_inefficiency", "wham",
+    "BiasedSamples", "Estimate", "Expectation", "FreeEnergySurface", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath",
+    "ReducedState", "Reweighted", "StreamedWham", "WhamResult", "convergence", "detect_equilibration", "diagnose", "equilibrated",
+    "equilibration", "expectation", "free_energy_surface", "landscape", "mbar", "minimum_free_energy_path", "reweight", "solve_mbar",
+    "statistical_inefficiency", "wham",
 ]  # fmt: skip

@@ -86,8 +86,11 @@ def replicas(
     seed: int,
     fixed: Array | None = None,
     neighbours: Neighbours | None = None,
+    values: Array | None = None,
 ) -> Array:
     """Return ``n`` replicas of the probability of each cell, (n, n_cells), up to a factor per replica.
+
+    With ``values`` they are replicas of the weighted sums of those values in each cell, (n, n_values, n_cells).
 
     Parameters
     ----------
@@ -97,6 +100,7 @@ def replicas(
     seed : of the random weights.
     fixed : (n_rows,) weights of rows that replicas keep, instead of solving again.
     neighbours : windows that disagree.
+    values : (n_rows, n_values) to sum up, instead of counting rows.
     """
     blocks = make_blocks(samples)
     rng = stream(seed, "bootstrap")
@@ -106,23 +110,28 @@ def replicas(
     inside = np.flatnonzero(cell >= 0)
     middle = owner[inside] * n_bins + states.index[inside]
     triple = blocks.block[inside] * (len(sets) * n_bins) + middle
-    cell_key, cell_weight = _pairs(triple, cell[inside], n_cells, None if fixed is None else fixed[inside])
+    columns = np.ones((len(inside), 1)) if values is None else np.asarray(values, dtype=float)[inside]
+    if fixed is not None:
+        columns = columns * fixed[inside, None]
+    sums = [_pairs(triple, cell[inside], n_cells, column) for column in columns.T]
+    cell_key, cell_weights = sums[0][0], [weight for _, weight in sums]
     triple_block, triple_bin = np.divmod(cell_key // n_cells, len(sets) * n_bins)
     triple_cell = cell_key % n_cells
-    out = np.empty((n, n_cells))
+    out = np.empty((n, len(cell_weights), n_cells))
     for i in range(n):
         w = blocks.draw(rng)
         # Offsets act on the weights of cells, after the equations were solved.
         moved = w if neighbours is None else w * np.exp(neighbours.draw(rng, samples.n_windows))[blocks.window]
         if fixed is not None:
             total = np.bincount(bin_key // (len(sets) * n_bins), bin_weight, len(w)) @ w
-            out[i] = np.bincount(triple_cell, cell_weight * moved[triple_block], n_cells) / total
+            out[i] = [np.bincount(triple_cell, weight * moved[triple_block], n_cells) / total for weight in cell_weights]
             continue
         counts = np.bincount(bin_key % (len(sets) * n_bins), bin_weight * w[bin_key // (len(sets) * n_bins)], len(sets) * n_bins)
         solution = solve_dual(states, counts.reshape(len(sets), n_bins).astype(float), sets, start=start, tolerance=1e-4)
         weights = np.exp(solution.log_weights).ravel()
-        out[i] = np.bincount(triple_cell, cell_weight * moved[triple_block] * weights[triple_bin], n_cells)
-    return out
+        factor = moved[triple_block] * weights[triple_bin]
+        out[i] = [np.bincount(triple_cell, weight * factor, n_cells) for weight in cell_weights]
+    return out[:, 0] if values is None else out
 
 
 def _pairs(first: IntArray, second: IntArray, n_second: int, weights: Array | None) -> tuple[IntArray, Array]:

@@ -91,7 +91,7 @@ def make_density(
     n_cells = int(np.prod(grid.shape))
     if method == "kde":
         return _kernel_density(samples, grid, weights, inefficiency, bandwidth)
-    n_effective = _kish(cell, weights, inefficiency, n_cells)
+    n_effective = effective_in_cells(cell, weights, inefficiency, n_cells)
     if method == "histogram":
         return Density(cell, n_cells, _normalized, n_effective)
     if len(grid.names) != 1:
@@ -292,7 +292,7 @@ def _normalized(mass: Array) -> Array:
     return np.asarray(mass / mass.sum(axis=1, keepdims=True))
 
 
-def _kish(cell: Any, weights: Array, g: Array, n_cells: int) -> Array:
+def effective_in_cells(cell: Any, weights: Array, g: Array, n_cells: int) -> Array:
     """Return Kish's effective sample size of each cell with every row counted as 1/g of an independent one."""
     inside = cell >= 0
     first = _sums(cell[inside], weights[inside], n_cells)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_path
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate, FreeEnergySurface
 from couloir.cv.region import Mask
@@ -20,7 +19,7 @@ from couloir.trajectory import Array
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Basin", "Landscape", "MinimumFreeEnergyPath", "Saddle", "landscape", "minimum_free_energy_path"]
+__all__ = ["Basin", "Landscape", "Saddle", "landscape"]
 
 
 @dataclass(frozen=True)

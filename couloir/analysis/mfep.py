@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from couloir.analysis.grid import minimax_path
+from couloir.analysis.landscape import landscape
 from couloir.analysis.surface import Estimate, FreeEnergySurface
 from couloir.cv.base import wrap
 from couloir.cv.region import Mask
@@ -99,8 +100,6 @@ def minimum_free_energy_path(
 
 def _start(surface: FreeEnergySurface, basin: Any) -> tuple[int, ...]:
     if isinstance(basin, str) and basin not in surface.basins:
-        from couloir.analysis.landscape import landscape
-
         return landscape(surface).basin(basin).cell
     return surface._lowest(surface._mask(basin), str(basin))
 

@@ -13,6 +13,8 @@ from couloir.trajectory import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from couloir.analysis.landscape import Landscape
+    from couloir.analysis.mfep import MinimumFreeEnergyPath
     from couloir.analysis.samples import BiasedSamples
 
 _LINE = "#1f4e79"
@@ -38,9 +40,34 @@ def label(name: str, unit: str) -> str:
     return f"{name} [{unit}]" if unit else name
 
 
-def plot_surface(surface: FreeEnergySurface, ax: Axes | None = None) -> Axes:
-    """Draw a 1-D surface with its 95 % band, or a 2-D one as filled contours; returns the axes."""
-    return _line(surface, _axes(ax)) if len(surface.grid) == 1 else _contours(surface, _axes(ax, (6.0, 5.0)))
+def plot_surface(
+    surface: FreeEnergySurface, ax: Axes | None = None, landscape: Landscape | None = None, path: MinimumFreeEnergyPath | None = None
+) -> Axes:
+    """Draw a 1-D surface with its 95 % band, or a 2-D one as filled contours; returns the axes.
+
+    With a ``landscape`` of the surface, minima are labelled and saddles crossed; a ``path`` is drawn on a 2-D surface.
+    """
+    ax = _line(surface, _axes(ax)) if len(surface.grid) == 1 else _contours(surface, _axes(ax, (6.0, 5.0)))
+    if path is not None and len(surface.grid) == 2:
+        images = path.images.copy()
+        for i, period in enumerate(surface.periods):
+            if period is not None:  # the line stops at the seam instead of crossing the figure
+                images[1:][np.abs(np.diff(path.images[:, i])) > period / 2] = np.nan
+        ax.plot(*images.T, color="white", linewidth=1.6, label="path")
+    if landscape is not None:
+        _mark(landscape, ax)
+    return ax
+
+
+def _mark(landscape: Landscape, ax: Axes) -> None:
+    color = _LINE if len(landscape.names) == 1 else "white"
+    for basin in landscape.basins:
+        x, y = (*basin.place, basin.free_energy.value)[:2]
+        ax.plot(x, y, "o", color=color, markersize=4)
+        ax.annotate(basin.label, (x, y), xytext=(4, 4), textcoords="offset points", color=color, weight="bold")
+    for saddle in landscape.saddles:
+        x, y = (*saddle.place, saddle.free_energy.value)[:2]
+        ax.plot(x, y, "x", color=color, markersize=6)
 
 
 def _line(surface: FreeEnergySurface, ax: Axes) -> Axes:

@@ -189,11 +189,11 @@ class FreeEnergySurface:
         delta = self.free_energy[use] - reference[use]
         return float(np.std(delta))
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the surface: a line with its 95 % band, or filled contours; returns the axes."""
+    def plot(self, ax: Axes | None = None, landscape: Landscape | None = None, path: MinimumFreeEnergyPath | None = None) -> Axes:
+        """Draw the surface, a line with its 95 % band or filled contours, and the basins, saddles and path given; returns the axes."""
         from couloir.analysis.plots import plot_surface
 
-        return plot_surface(self, ax)
+        return plot_surface(self, ax, landscape, path)
 
     def with_basins(self, **basins: Any) -> FreeEnergySurface:
         """Return the surface with more named basins."""

@@ -189,12 +189,16 @@ def test_unsampled_cells_far_off_do_not_move_the_path():
 def test_a_shallow_island_counts_to_the_nearest_basin():
     surface = double_well()
     f = surface.free_energy.copy()
-    f[5:8] = np.nan
-    f[6] = 12.0
+    f[:5] = np.nan
+    f[1] = 12.0  # one cell beyond a gap: no depth
     found = landscape(surface_of(f, surface.grid))
-    assert len(found.basins) == 2 + 1 - 1 + (np.nanmax(f[:5]) - np.nanmin(f[:5]) > 1)
-    assert found.cells[6] >= 0
+    assert found.labels == ("A", "B")
+    assert found.cells[1] == 0
     assert sum(b.population.value for b in found.basins) == pytest.approx(1.0)
+    f[1:4] = [12.0, 10.0, 12.0]  # deep enough to be one of its own, with no way out
+    found = landscape(surface_of(f, surface.grid))
+    assert found.labels == ("A", "B", "C")
+    assert [s.between for s in found.saddles] == [("A", "B")]
 
 
 def test_named_basins_keep_their_names():
@@ -229,3 +233,17 @@ def test_a_path_needs_two_basins():
         minimum_free_energy_path(double_well(), (-1.5, -0.5), (-1.2, -0.8))
     with pytest.raises(DataError, match="labelled 'Z'"):
         minimum_free_energy_path(double_well(), "A", "Z")
+
+
+def test_marks_are_drawn_when_asked():
+    flat, seam = mueller(), torus()
+    for surface, basins in ((flat, 3), (seam, 2), (double_well(), 2)):
+        found = landscape(surface, depth=0.5)
+        path = minimum_free_energy_path(surface, "A", "B")
+        ax = surface.plot(landscape=found, path=path)
+        assert [t.get_text() for t in ax.texts] == list(found.labels)
+        assert len(found.labels) == basins
+        assert len([line for line in ax.lines if line.get_marker() == "x"]) == len(found.saddles)
+        drawn = [line for line in ax.lines if line.get_label() == "path"]
+        assert len(drawn) == (surface.free_energy.ndim == 2)
+    assert len(flat.plot().texts) == 0

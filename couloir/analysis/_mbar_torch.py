@@ -82,7 +82,7 @@ def solve_mbar(
     ----------
     u_kn : (n_states, n_rows) reduced potential of every row in every state; infinite where a state forbids a row.
     n_k : (n_states,) rows drawn from each state; zero for a state whose free energy is wanted but that was not sampled.
-    start : (n_states,) free energies to start from, kT; default zeros.
+    start : (n_states,) free energies to start from, kT; default the lowest reduced potential of each state.
     tolerance : length in kT of the last Newton step.
     max_iterations : passes over all rows.
     chunk : rows at a time; default as many as fit a processor's cache, or 256 MB on a GPU.
@@ -117,8 +117,12 @@ def newton(
     ``resident`` says that chunks are cut from an array in memory, which a GPU may then be given whole.
     """
     evaluate = _evaluator(potentials, n_rows, counts, chunk, device, resident)
-    f = np.zeros(len(counts)) if start is None else start - start[0]
+    f = _lowest(potentials, n_rows, len(counts)) if start is None else start - start[0]
     here, radius, converged, passes = evaluate(f), 5.0, False, 1
+    if start is not None and here.expected.min() < 1e-200:
+        # So far off that some state could have sampled nothing: no better than no start.
+        f = _lowest(potentials, n_rows, len(counts))
+        here, passes = evaluate(f), 2
     scale = np.sqrt(counts)
     while True:
         gradient = here.expected - counts
@@ -144,6 +148,15 @@ def newton(
         if gained > 1e-4 * predicted - rounding:
             f, here = f + step, there
     return _solution(f, counts, here, passes, converged)
+
+
+def _lowest(potentials: Potentials, n_rows: int, n_states: int) -> Array:
+    """Return the lowest reduced potential of each state (n_states,), relative to the first: no state starts hopelessly far away."""
+    size = rows_per_chunk(n_states)
+    lowest = np.full(n_states, np.inf)
+    for first in range(0, n_rows, size):
+        lowest = np.minimum(lowest, potentials(first, min(first + size, n_rows)).min(axis=1))
+    return lowest - lowest[0]
 
 
 def _solution(f: Array, counts: Array, point: _Point, passes: int, converged: bool) -> MbarSolution:
@@ -261,6 +274,9 @@ def require_possible(u: Array, sampled: npt.NDArray[np.bool_]) -> None:
     if np.isposinf(lowest).any():
         row = int(np.flatnonzero(np.isposinf(lowest))[0])
         raise DataError(f"row {row} is impossible (infinite energy) in every state that holds samples", "remove it, or check the states")
+    forbidden = np.flatnonzero(sampled & np.isposinf(u.min(axis=1)))
+    if len(forbidden):
+        raise DataError(f"state {forbidden[0]} holds samples but forbids (infinite energy) every row", "check its energies and its count")
 
 
 def _with_unsampled(core: MbarSolution, u: Array, n: Array, size: int) -> MbarSolution:

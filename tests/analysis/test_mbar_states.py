@@ -108,12 +108,15 @@ def test_a_start_100_kt_away_ends_in_the_same_place(seed):
     assert np.abs(good.free_energies - bad.free_energies).max() < 1e-9
 
 
-def test_free_energies_of_a_hundred_kt_are_found_from_zero():
+@pytest.mark.parametrize("size", [100.0, 1e6])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_huge_free_energies_are_found_from_zero_or_no_start(size, zeros):
     u, n = reduced(wells(seed=6))
-    shift = np.random.default_rng(6).uniform(-100, 100, len(n))
-    shifted = solve_mbar(u + shift[:, None], n)
+    shift = np.random.default_rng(6).uniform(-size, size, len(n))
+    shifted = solve_mbar(u + shift[:, None], n, start=np.zeros(len(n)) if zeros else None)
     assert shifted.converged
-    assert np.abs(shifted.free_energies - (solve_mbar(u, n).free_energies + shift - shift[0])).max() < 1e-9
+    # Numbers of 1e6 have ten digits after the point.
+    assert np.abs(shifted.free_energies - (solve_mbar(u, n).free_energies + shift - shift[0])).max() < 1e-9 * max(1.0, size / 1e3)
 
 
 def test_chunks_do_not_change_the_answer():
@@ -145,6 +148,13 @@ def test_large_problems_choose_torch(monkeypatch):
     monkeypatch.setattr(MBAR_FILE, "LARGE", 1000)
     mbar(samples)
     assert used == [1]
+
+
+def test_one_sample_per_state_is_enough_to_solve():
+    u = 3 * np.random.default_rng(20).standard_normal((5, 5))
+    result = solve_mbar(u, np.ones(5))
+    assert result.converged
+    assert result.residual < 1e-8
 
 
 @pytest.mark.filterwarnings("error")
@@ -244,6 +254,7 @@ def test_a_target_nobody_sampled_is_reported():
         ({"n_k": [12, -2]}, "10 rows"),
         ({"u_kn": np.where(np.arange(10) == 7, np.nan, np.zeros((2, 10)))}, "row 7 in state 0 is nan"),
         ({"u_kn": np.where(np.arange(10) == 7, np.inf, np.zeros((2, 10)))}, "row 7 is impossible"),
+        ({"u_kn": np.stack([np.zeros(10), np.full(10, np.inf)])}, "state 1 holds samples but forbids"),
         ({"start": [0.0]}, "start"),
         ({"start": [0.0, np.nan]}, "start"),
     ],

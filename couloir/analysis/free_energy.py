@@ -114,6 +114,9 @@ def weigh_rows(
         weights = np.asarray(given if isinstance(given, np.ndarray) else given.weights, dtype=float)
         if weights.shape != (len(samples),) or not np.isfinite(weights).all() or weights.min() < 0:
             raise DataError(f"weights of shape {weights.shape} for {len(samples)} rows", "give one finite weight >= 0 per row")
+        made_for = given.temperature if isinstance(given, MbarResult) else temperature
+        if (isinstance(given, WhamResult) and energies) or abs(made_for - temperature) > 1e-6 * temperature:
+            raise DataError(f"the weights given are not those of {temperature:g} K", f"give mbar(samples, temperature={temperature:g})")
         name = {WhamResult: "wham", MbarResult: "mbar"}.get(type(given), "given weights")
         return weights, name, isinstance(given, np.ndarray)
     if estimator == "wham":

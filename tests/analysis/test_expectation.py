@@ -119,6 +119,13 @@ def test_another_temperature_needs_potential_energies():
     assert "record the potential energy" in str(error.value)
 
 
+def test_weights_of_another_temperature_are_refused():
+    samples = harmonic_well([300.0], 500, seed=6)
+    for weights in (wham(samples), mbar(samples)):
+        with pytest.raises(DataError, match="not those of 330 K"):
+            expectation(samples, "x", weights=weights, temperature=330.0)
+
+
 def test_ninety_five_percent_intervals_hold_the_truth():
     exact = (P @ X) / P.sum()
     hits = 0

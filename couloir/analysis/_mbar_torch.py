@@ -156,7 +156,7 @@ def _lowest(potentials: Potentials, n_rows: int, n_states: int) -> Array:
     lowest = np.full(n_states, np.inf)
     for first in range(0, n_rows, size):
         lowest = np.minimum(lowest, potentials(first, min(first + size, n_rows)).min(axis=1))
-    return lowest - lowest[0]
+    return np.asarray(lowest - lowest[0])
 
 
 def _solution(f: Array, counts: Array, point: _Point, passes: int, converged: bool) -> MbarSolution:

@@ -150,6 +150,14 @@ def test_large_problems_choose_torch(monkeypatch):
     assert used == [1]
 
 
+def test_the_order_of_rows_and_states_does_not_matter():
+    u, n = reduced(wells(seed=21))
+    rng = np.random.default_rng(21)
+    states, rows = rng.permutation(len(n)), rng.permutation(u.shape[1])
+    f, other = solve_mbar(u, n).free_energies, solve_mbar(u[np.ix_(states, rows)], n[states]).free_energies
+    assert np.abs(other - (f[states] - f[states[0]])).max() < 1e-10
+
+
 def test_one_sample_per_state_is_enough_to_solve():
     u = 3 * np.random.default_rng(20).standard_normal((5, 5))
     result = solve_mbar(u, np.ones(5))

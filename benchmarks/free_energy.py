@@ -58,7 +58,8 @@ def exact(n_windows: int) -> Array:
 def draw(rng: np.random.Generator, center: float, n: int) -> Array:
     """Return ``n`` samples of a window by inverse CDF."""
     cdf = np.cumsum(boltzmann(center))
-    return np.interp(rng.random(n), cdf / cdf[-1], GRID)
+    # The sum up to a grid point reaches half a step beyond it.
+    return np.interp(rng.random(n), cdf / cdf[-1], GRID + 0.5 * (GRID[1] - GRID[0]))
 
 
 def biases(n_windows: int) -> tuple[HarmonicBias, ...]:

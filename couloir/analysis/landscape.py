@@ -369,8 +369,8 @@ def _labels(surface: FreeEnergySurface, minima: Sequence[tuple[int, ...]]) -> li
             masks[name] = surface._mask(name)
         except DataError:  # a region on CVs that this surface is not along cannot hold any of its cells
             continue
-    free = (a + b for a in ("", *string.ascii_uppercase) for b in string.ascii_uppercase)
-    letters = (x for x in free if x not in surface.basins)
+    words = ("".join(w) for n in itertools.count(1) for w in itertools.product(string.ascii_uppercase, repeat=n))  # A ... Z, AA, AB ...
+    letters = (w for w in words if w not in surface.basins)
     out: list[str] = []
     for cell in minima:
         named = next((n for n, mask in masks.items() if mask[cell] and n not in out), None)

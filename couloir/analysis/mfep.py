@@ -58,7 +58,13 @@ class MinimumFreeEnergyPath:
 
 
 def minimum_free_energy_path(
-    surface: FreeEnergySurface, a: Any, b: Any, n_images: int = 50, scale: Sequence[float] | None = None, max_steps: int = 10000
+    surface: FreeEnergySurface,
+    a: Any,
+    b: Any,
+    n_images: int = 50,
+    smoothing: float = 0.0,
+    scale: Sequence[float] | None = None,
+    max_steps: int = 10000,
 ) -> MinimumFreeEnergyPath:
     """Return the minimum free-energy path between the minima of two basins.
 
@@ -69,6 +75,8 @@ def minimum_free_energy_path(
     ----------
     a, b : as :meth:`FreeEnergySurface.difference` takes them, or labels of :func:`landscape`.
     n_images : points on the path, at least 5.
+    smoothing : standard deviation, in cells, of a Gaussian that takes cell-to-cell noise off the surface and its replicas; 1 or 2 help
+        where the path jitters, and lower a pass of curvature -c by about c/2 times its square.
     scale : per CV, the length that counts as 1; default: 1 for CVs of one unit, else the range of the grid.
     max_steps : of the string.
 
@@ -76,17 +84,20 @@ def minimum_free_energy_path(
     ------
     DataError : a basin is unknown or unsampled; unsampled cells block the way; the two relax to one minimum; the grid is too small.
     """
-    if n_images < 5 or min(surface.free_energy.shape) < 4:
-        raise DataError(f"{n_images} images on a grid of {surface.free_energy.shape} cells", "take at least 5 images and 4 cells per CV")
+    if n_images < 5 or min(surface.free_energy.shape) < 4 or not smoothing >= 0:
+        raise DataError(
+            f"{n_images} images on a grid of {surface.free_energy.shape} cells, smoothing {smoothing:g}",
+            "take at least 5 images, 4 cells per CV and a smoothing of 0 or more",
+        )
     start, end = _start(surface, a), _start(surface, b)
     cells = minimax_path(surface.free_energy, [p is not None for p in surface.periods], start, end)
     if cells is None:
         raise DataError(f"unsampled cells block every path from {a} to {b}", "insert windows in between, or use wider bins")
     lengths = _scale(surface, scale)
-    spline = _Spline(surface, surface.free_energy, lengths)
+    spline = _Spline(surface, surface.free_energy, lengths, smoothing)
     string = _unwrap(np.array([surface._place(c) for c in cells]), surface.periods) / lengths
     string = _respaced(_smoothed(string, spline, len(cells)), n_images)
-    if np.linalg.norm(string[-1] - string[0]) < 0.5 * spline.cell and len(cells) < 4:
+    if np.linalg.norm(string[-1] - string[0]) < 0.5 * spline.cell:
         raise DataError(f"{a} and {b} have the same minimum", "choose basins with a barrier between them")
     if string.shape[1] > 1:
         string = _relaxed(string, spline, max_steps)
@@ -118,10 +129,13 @@ def _scale(surface: FreeEnergySurface, given: Sequence[float] | None) -> Array:
 class _Spline:
     """Cubic spline of values on the surface's grid, in scaled coordinates; unsampled cells rise away from the sampled ones."""
 
-    def __init__(self, surface: FreeEnergySurface, values: Array, lengths: Array) -> None:
+    def __init__(self, surface: FreeEnergySurface, values: Array, lengths: Array, smoothing: float) -> None:
         from scipy.interpolate import RectBivariateSpline, make_interp_spline
+        from scipy.ndimage import gaussian_filter
 
-        filled, axes = _filled(values, surface), []
+        filled, axes, self.smoothing = _filled(values, surface), [], smoothing
+        if smoothing > 0:
+            filled = gaussian_filter(filled, smoothing, mode=["nearest" if p is None else "wrap" for p in surface.periods])
         self.periods = [None if p is None else p / s for p, s in zip(surface.periods, lengths, strict=True)]
         for i, (x, period) in enumerate(zip(surface.grid, surface.periods, strict=True)):
             if period is not None:
@@ -131,7 +145,8 @@ class _Spline:
             axes.append(x / lengths[i])
         self.low = np.array([-np.inf if p is not None else x[0] for x, p in zip(axes, self.periods, strict=True)])
         self.high = np.array([np.inf if p is not None else x[-1] for x, p in zip(axes, self.periods, strict=True)])
-        self.cell = float(min(x[1] - x[0] for x in axes))
+        self.cells = np.array([x[1] - x[0] for x in axes])
+        self.cell = float(self.cells.min())
         self._f = make_interp_spline(axes[0], filled, 3) if filled.ndim == 1 else RectBivariateSpline(*axes, filled, kx=3, ky=3, s=0)
 
     def __call__(self, points: Array, order: tuple[int, ...] | None = None) -> Array:
@@ -188,18 +203,30 @@ def _respaced(string: Array, n: int) -> Array:
 
 def _smoothed(string: Array, spline: _Spline, rounds: int) -> Array:
     """Return the grid's staircase without its corners, its ends relaxed to the minima of the spline."""
-    from scipy.optimize import minimize
-
     string = string.copy()
     for i in (0, -1):
-        found = minimize(
-            lambda x: float(spline(x[None])[0]), string[i], jac=lambda x: spline.gradient(x[None])[0],
-            bounds=list(zip(spline.low, spline.high, strict=True)), options={"ftol": 1e-15, "gtol": 1e-9},
-        )  # fmt: skip
-        string[i] = found.x
+        string[i] = _minimum(string[i], spline)
     for _ in range(min(4, rounds)):
         string[1:-1] = 0.25 * string[:-2] + 0.5 * string[1:-1] + 0.25 * string[2:]
     return string
+
+
+def _minimum(start: Array, spline: _Spline) -> Array:
+    """Return the minimum that ``start`` drains to, sought in boxes of a cell to each side so that no line search leaves the basin."""
+    from scipy.optimize import minimize
+
+    x = start
+    for _ in range(200):
+        low, high = np.maximum(x - spline.cells, spline.low), np.minimum(x + spline.cells, spline.high)
+        found = minimize(
+            lambda y: float(spline(y[None])[0]), x, jac=lambda y: spline.gradient(y[None])[0],
+            method="L-BFGS-B", bounds=list(zip(low, high, strict=True)), options={"ftol": 1e-15, "gtol": 1e-9},
+        )  # fmt: skip
+        x = np.asarray(found.x)
+        inside = (x > low) | (low == spline.low)
+        if (inside & ((x < high) | (high == spline.high))).all():
+            break
+    return x
 
 
 def _relaxed(string: Array, spline: _Spline, max_steps: int) -> Array:
@@ -278,7 +305,7 @@ def _result(surface: FreeEnergySurface, spline: _Spline, string: Array, lengths:
     along, draws = spline(points), []
     for replica in surface.replicas:
         p = np.where(np.isfinite(replica), np.exp(-(replica - np.nanmin(replica)) / surface.kT), 0.0)
-        values = _Spline(surface, replica, lengths)(points) - np.nanmin(replica) + surface.kT * np.log(p.sum())
+        values = _Spline(surface, replica, lengths, spline.smoothing)(points) - np.nanmin(replica) + surface.kT * np.log(p.sum())
         draws.append(values)
     spread = np.array(draws).reshape(-1, len(points))
     error = spread.std(axis=0, ddof=1) if len(spread) > 1 else np.full(len(points), np.nan)

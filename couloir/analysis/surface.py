@@ -155,11 +155,11 @@ class FreeEnergySurface:
 
         return landscape(self, depth)
 
-    def minimum_free_energy_path(self, a: Any, b: Any, n_images: int = 50) -> MinimumFreeEnergyPath:
+    def minimum_free_energy_path(self, a: Any, b: Any, n_images: int = 50, smoothing: float = 0.0) -> MinimumFreeEnergyPath:
         """Return the path between the minima of ``a`` and ``b``; see :func:`couloir.analysis.minimum_free_energy_path`."""
         from couloir.analysis.mfep import minimum_free_energy_path
 
-        return minimum_free_energy_path(self, a, b, n_images)
+        return minimum_free_energy_path(self, a, b, n_images, smoothing)
 
     def rmse(self, other: FreeEnergySurface | Callable[..., Array], below: float = 8.0) -> float:
         """Return the root mean square difference in kJ/mol from another surface, a constant offset removed.

@@ -99,6 +99,18 @@ def test_the_mueller_brown_path_passes_both_saddles_and_is_steepest_descent():
     assert path.perpendicular_gradient < 1e-3 * np.linalg.norm(gradient, axis=1).max()
 
 
+def test_smoothing_takes_noise_off_the_path():
+    surface = mueller(100, noise=3.0, seed=2)  # 0.2 kT per cell
+    found = landscape(surface, depth=1.2)
+    rough, smooth = (minimum_free_energy_path(surface, *found.labels, smoothing=s) for s in (0.0, 2.0))
+    assert len(smooth.saddles) < len(rough.saddles)
+    exact = minimum_free_energy_path(mueller(100), "A", "B")
+    for place in exact.images:  # within about two cells
+        assert np.linalg.norm(smooth.images - place, axis=1).min() < 0.07
+    assert smooth.barrier.value == pytest.approx(exact.barrier.value, abs=6.0)
+    assert smooth.perpendicular_gradient < 0.1 * rough.perpendicular_gradient
+
+
 def test_a_torus_has_two_basins_and_four_saddles_across_its_seams():
     surface = torus()
     found = landscape(surface)
@@ -211,6 +223,13 @@ def test_named_basins_keep_their_names():
     assert path.images[0, 0] < path.images[-1, 0]
 
 
+def test_letters_go_on_after_z():
+    f = np.tile([0.0, 5.0], 400) + 1e-3 * np.arange(800)
+    labels = landscape(surface_of(f, (np.linspace(0, 1, 800),))).labels
+    assert len(set(labels)) == 400
+    assert labels[25:28] == ("Z", "AA", "AB")
+
+
 def test_the_table_has_a_row_per_basin_and_saddle():
     found = landscape(mueller(), depth=0.5)
     table = found.to_dataframe()
@@ -231,6 +250,8 @@ def test_a_depth_that_is_no_height_is_refused(depth):
 def test_a_path_needs_two_basins():
     with pytest.raises(DataError, match="same minimum"):
         minimum_free_energy_path(double_well(), (-1.5, -0.5), (-1.2, -0.8))
+    with pytest.raises(DataError, match="same minimum"):  # the second range has its lowest cell at its edge, on the same slope
+        minimum_free_energy_path(double_well(), (-1.5, -0.5), (-0.6, -0.3))
     with pytest.raises(DataError, match="labelled 'Z'"):
         minimum_free_energy_path(double_well(), "A", "Z")
 

@@ -52,7 +52,7 @@ def toy(repeats: int, longest: float) -> list[Row]:
     engine = ToyEngine(potentials.hidden_barrier(), kT=1.0, time_step=1e-3)
     x, y = Coordinate(0, "x"), Coordinate(1, "y")
     windows = UmbrellaSampling.grid(x, 14, 20.0, range=(-1.9, 2.0))
-    per_window, training, enough = 24, 20_000.0, 60.0
+    per_window, training, enough = 24, 30_000.0, 60.0
     times = np.geomspace(2.0, longest, 13).round().tolist()
     early = [t for t in times if t <= enough]
     grid = {"bins": 39, "limits": (-1.95, 1.95)}
@@ -135,7 +135,7 @@ def main() -> None:
     small = arguments.scale == "small"
     rows = []
     if arguments.only != "alanine":
-        rows += toy(5, 600.0 if small else 3000.0)
+        rows += toy(5, 1200.0 if small else 5000.0)
     if arguments.only != "toy":
         rows += alanine(5, 200.0 if small else 800.0, 2000.0)
     write_results("seeding" + (f"_{arguments.only}" if arguments.only else ""), rows, scale=arguments.scale)

@@ -4,9 +4,11 @@ All three turn the weighted mass in *fine* bins into the probability of each cel
 replicas of that mass, take one path.
 
 *Kernel density*: Gaussian kernels integrated over cells; wrapped around a period, reflected where the sampled range ends or at given
-limits that no sample crosses.  The bandwidth is that of Botev, Grotowski & Kroese, Ann. Stat. 38, 2916 (2010), section 5 (improved
-Sheather-Jones), with the *effective* number of samples in place of their number; in two dimensions that of each marginal times
-n^(1/5 - 1/6), which turns the optimal order of one dimension into that of two.
+limits that no sample crosses.  In one dimension the density that is smoothed is that of the rows as they were sampled, and its ratio to
+the unbiased one, a fixed smooth function, is taken off afterwards: windows flatten steep flanks, which smoothing would fill.  The
+bandwidth is that of Botev, Grotowski & Kroese, Ann. Stat. 38, 2916 (2010), section 5 (improved Sheather-Jones), with the *effective*
+number of samples in place of their number; in two dimensions that of each marginal times n^(1/5 - 1/6), which turns the optimal order
+of one dimension into that of two.
 
 *Spline*: F is a cubic B-spline whose coefficients maximize the likelihood of the rows as they were sampled (Shirts & Ferguson,
 J. Chem. Theory Comput. 16, 4107 (2020)), a convex problem solved by Newton's method.
@@ -197,6 +199,10 @@ def _kernel_density(samples: BiasedSamples, grid: Grid, weights: Array, g: Array
     bins[outside] = -1
     inside = bins >= 0
     n_bins = int(np.prod(axes))
+    if len(axes) == 1:
+        mass, rows = _sums(bins[inside], weights[inside], n_bins), _sums(bins[inside], (1.0 / g)[inside], n_bins)
+        tilt = _tilt(centres, mass, rows, 0.5 * h, period)
+        kernels = [_tilted_kernel(centres, edges, tilt, h, period, walls)]
     occupied = _sums(bins[inside], weights[inside] > 0, n_bins)
     known = _apply(near, occupied[None], axes)[0] > 0
 
@@ -257,6 +263,30 @@ def _apply(matrices: list[Array], mass: Array, axes: list[int]) -> Array:
     return shares.reshape(len(mass), len(first) * len(second))
 
 
+def _tilt(centres: Array, mass: Array, rows: Array, width: float, period: float | None) -> Array:
+    """Return the density of rows over that of the unbiased state, both smoothed, at equally spaced points (n,).
+
+    Any fixed positive function serves; this one makes what is smoothed or fitted as flat as it was sampled.  ``width`` is to be
+    wide enough to average out noise, and narrow enough to follow the windows.
+    """
+    half = 0.5 * (centres[1] - centres[0])
+    edges = np.append(centres - half, centres[-1] + half)
+    smooth = _kernel(centres, edges, width, period, (edges[0], edges[-1]))
+    above, below = smooth @ rows, smooth @ mass
+    known = (below > 1e-200) & (above > 1e-200)
+    return np.asarray(np.exp(np.interp(centres, centres[known], np.log(above[known] / below[known]))))
+
+
+def _tilted_kernel(centres: Array, edges: Array, tilt: Array, h: float, period: float | None, walls: Sequence[float | None]) -> Array:
+    """Return the kernel that smooths the tilted density and takes the tilt off again, (n_cells, n_centres)."""
+    width = centres[1] - centres[0]
+    refine = round((edges[1] - edges[0]) / width)
+    fine = np.linspace(edges[0], edges[-1], refine * (len(edges) - 1) + 1)
+    there = np.interp(0.5 * (fine[1:] + fine[:-1]), centres, np.log(tilt))
+    share = _kernel(centres, fine, h, period, walls) * np.exp(np.log(tilt) - there[:, None])
+    return np.asarray(share.reshape(len(edges) - 1, refine, len(centres)).sum(axis=1))
+
+
 def _spline_density(samples: BiasedSamples, grid: Grid, weights: Array, g: Array, knots: Any, n_effective: Array) -> Density:
     edges, period = grid.edges[0], grid.periods[0]
     most = 12 if len(edges) < 400 else 4
@@ -267,10 +297,7 @@ def _spline_density(samples: BiasedSamples, grid: Grid, weights: Array, g: Array
     mass = _sums(bins[inside], weights[inside], n_bins)
     rows = _sums(bins[inside], (1.0 / g)[inside], n_bins)
     centres = fine.centers[0]
-    # Wide enough to be smooth, narrow enough to follow the windows: a fixed function, so it costs no consistency.
-    smooth = _kernel(centres, fine.edges[0], 2 * (edges[1] - edges[0]), period, (edges[0], edges[-1]))
-    below = smooth @ mass
-    tilt = np.divide(smooth @ rows, below, out=np.zeros(n_bins), where=below > 1e-12 * mass.max())
+    tilt = _tilt(centres, mass, rows, 2 * (edges[1] - edges[0]), period)
     n = effective_number((weights * tilt[bins])[inside], g[inside])
     spline = fit_spline(centres, mass, tilt, n, low=float(edges[0]), high=float(edges[-1]), periodic=period is not None, knots=knots)
     reach = (edges[-1] - edges[0]) / spline.knots

@@ -41,16 +41,17 @@ def circle():
 
 
 def test_kernel_density_is_exact_but_for_its_smoothing(windows):
-    h = 0.03
+    h = 0.06
     found = free_energy_surface(windows, "x", bins=40, limits=(-1.5, 1.5), method="kde", bandwidth=h, seed=1, equilibrate=False)
     centers = found.grid[0]
     bias = smoothed(double_well, centers, h) - exact_cells(double_well, centers)
-    z = (gauge(found) - smoothed(double_well, centers, h)) / found.standard_error
-    assert np.abs(z).max() < 4.5
-    assert 0.3 < np.sqrt(np.mean(z**2)) < 2
-    # F'^2 h^2/2 in kT, at a slope of up to 10 kT/nm between the wells.
-    assert 0.01 * KT < np.abs(bias[np.abs(centers) < 1.1]).max() < 0.05 * KT
-    assert found.estimator == "wham, kde, bandwidth 0.03"
+    error = gauge(found) - exact_cells(double_well, centers)
+    assert (np.abs(error) < 4.5 * found.standard_error + np.abs(bias)).all()
+    # Windows are flatter than the flanks at the ends, where smoothing the unbiased density would cost over 1 kT.
+    steep = np.abs(centers) > 1.3
+    assert np.abs(bias[steep]).max() > KT
+    assert np.abs(error[steep]).max() < 0.5 * np.abs(bias[steep]).max()
+    assert found.estimator == "wham, kde, bandwidth 0.06"
 
 
 def test_spline_recovers_the_double_well_within_its_errors(windows):

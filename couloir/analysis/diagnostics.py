@@ -108,7 +108,9 @@ def _shifts(neighbours: Neighbours) -> list[Finding]:
         )
         also = "" if name == "potential" else f"bias {name} too, "
         out.append(
-            Finding("windows-disagree", message, f"{also}let windows exchange (on by default), seed every mode in every window, or run longer")
+            Finding(
+                "windows-disagree", message, f"{also}let windows exchange (on by default), seed every mode in every window, or run longer"
+            )
         )
     return out
 

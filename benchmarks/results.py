@@ -63,7 +63,8 @@ def commit() -> str:
 
 def write_results(name: str, rows: Sequence[Row], *, scale: str) -> Path:
     """Write ``results/<name>.json``, print the table, and return the path."""
-    module = f"benchmarks.{name}"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name if spec is not None else f"benchmarks.{name}"
     command = " ".join(["python", "-m", module, *sys.argv[1:]])
     common = {"scale": scale, "command": command, "machine": machine(), "date": datetime.now(UTC).date().isoformat(), "commit": commit()}
     FOLDER.mkdir(exist_ok=True)

@@ -154,6 +154,7 @@ class SurfaceTable(_Table):
 
     along: tuple[str | tuple[str, ...], ...] = ()
     estimator: Literal["wham", "mbar"] = "wham"
+    method: Literal["histogram", "kde", "spline"] = "histogram"
     bins: PositiveInt | None = None
     bootstrap: PositiveInt = 100
     basins: dict[str, str] = Field(default_factory=dict)
@@ -162,6 +163,13 @@ class SurfaceTable(_Table):
     @classmethod
     def _lists(cls, data: Any) -> Any:
         return {**data, "along": [data["along"]]} if isinstance(data, dict) and isinstance(data.get("along"), str) else data
+
+    @model_validator(mode="after")
+    def _one_dimension(self) -> SurfaceTable:
+        planes = [entry for entry in self.along if not isinstance(entry, str) and len(entry) > 1]
+        if self.method == "spline" and planes:
+            raise ValueError(f'method = "spline" is for one CV, not {list(planes[0])}; use "histogram" or "kde"')
+        return self
 
 
 def _named(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

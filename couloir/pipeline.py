@@ -285,8 +285,8 @@ def make_surfaces(run: Run, samples: BiasedSamples, cvs: dict[str, CollectiveVar
         basins = {name: Region.parse(text, cvs) for name, text in table.basins.items()}
         basins = {name: region for name, region in basins.items() if {cv.name for cv in region.cvs} <= set(names)}
         surface = free_energy_surface(
-            kept, names, estimator=table.estimator, bins=table.bins, n_bootstrap=table.bootstrap, seed=run.config.seed, basins=basins,
-            equilibrate=False,
+            kept, names, estimator=table.estimator, method=table.method, bins=table.bins, n_bootstrap=table.bootstrap,
+            seed=run.config.seed, basins=basins, equilibrate=False,
         )  # fmt: skip
         stem = results / ("free_energy_" + "_".join(names))
         surface.save(stem.with_suffix(".npz"))

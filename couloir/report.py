@@ -16,6 +16,7 @@ import numpy as np
 from couloir import report_figures as figures
 from couloir import report_html as web
 from couloir.analysis import convergence, free_energy_surface, wham
+from couloir.analysis.landscape import Landscape
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.errors import CouloirError, DataError, Finding, StoreError
@@ -27,6 +28,8 @@ _MBAR_ENTRIES = 20_000_000
 """Rows times windows up to which MBAR sees every row (its matrix takes 8 bytes each)."""
 _PARTS = (0.25, 0.5, 0.75, 1.0)
 _BELOW = 8.0
+BASIN_DEPTH = 2.0
+"""kT; noise makes shallower basins than this."""
 
 
 def write_report(run: Run, path: str | Path | None = None) -> Path:
@@ -200,10 +203,11 @@ def _surfaces(page: Page, data: RunData, comparisons: list[str]) -> None:
         page.add(web.paragraph("Provisional: computed for this report from what the windows hold so far.", "soft"))
     for surface, comparison in zip(data.surfaces, comparisons, strict=True):
         along = ", ".join(surface.names)
-        drawn = [page.vector(figures.surface_figure(surface), _caption(surface))]
+        found = surface.landscape(depth=BASIN_DEPTH)
+        drawn = [page.vector(figures.surface_figure(surface, found), _caption(surface))]
         if len(surface.grid) == 2 and np.isfinite(surface.standard_error).any():
             drawn.append(page.vector(figures.error_figure(surface), f"Standard error of the surface along {along}."))
-        page.add(web.grid(*drawn), web.paragraph(comparison))
+        page.add(web.grid(*drawn), web.paragraph(comparison), *_landscape_tables(found))
         if len(surface.grid) == 1:
             page.add(web.details(f"Numbers along {along}", _surface_table(surface)))
 
@@ -212,6 +216,23 @@ def _caption(surface: FreeEnergySurface) -> str:
     place = ", ".join(f"{n} = {v:.3g} {u}".rstrip() for n, v, u in zip(surface.names, surface.minimum(), surface.units, strict=True))
     band = "The band is the 95 % interval. " if len(surface.grid) == 1 else "Blank: no samples. "
     return f"Free energy along {', '.join(surface.names)} ({surface.estimator.upper()}). {band}Minimum at {place}."
+
+
+def _landscape_tables(found: Landscape) -> list[str]:
+    """Return tables of basins and of the saddles between them."""
+    where = ", ".join(found.names)
+
+    def place(point: tuple[float, ...]) -> str:
+        return ", ".join(f"{v:.3g}" for v in point)
+
+    basins = [
+        (b.label, place(b.place), f"{b.free_energy}", f"{b.population.value:.3g} ± {b.population.standard_error:.1g}") for b in found.basins
+    ]
+    saddles = [(" to ".join(s.between), place(s.place), f"{s.heights[0]}", f"{s.heights[1]}") for s in found.saddles]
+    parts = [web.table(("basin", where, "free energy", "population"), basins)]
+    if saddles:
+        parts.append(web.table(("pass", where, "height above the first", "above the second"), saddles))
+    return [web.details(f"Basins at least {found.depth:g} kT deep along {where}", "".join(parts))]
 
 
 def _surface_table(surface: FreeEnergySurface) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from couloir.analysis.landscape import Landscape
     from couloir.cv import CollectiveVariable
     from couloir.sampling.potentials import ToyPotential
     from couloir.sampling.seeds import Seeds
@@ -40,10 +41,10 @@ def new(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def surface_figure(surface: FreeEnergySurface) -> Figure:
-    """Draw a surface in kJ/mol with kT on a second axis."""
+def surface_figure(surface: FreeEnergySurface, landscape: Landscape | None = None) -> Figure:
+    """Draw a surface in kJ/mol with kT on a second axis, and its basins and saddles."""
     figure, ax = new() if len(surface.grid) == 1 else new((5.4, 4.2))
-    plot_surface(surface, ax)
+    plot_surface(surface, ax, landscape)
     scale = (lambda f: f / surface.kT, lambda f: f * surface.kT)
     if len(surface.grid) == 1:
         ax.secondary_yaxis("right", functions=scale).set_ylabel("free energy [kT]")

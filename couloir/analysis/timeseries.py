@@ -7,7 +7,7 @@ the circle, (cos, sin), so nothing happens at the period's edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,8 @@ from couloir.trajectory import Array
 
 _GRID = np.arange(0.0, 0.51, 0.02)
 _LONG = 4096
-SIGNIFICANT = 3.0
-"""Standard errors by which what came before must differ from the last half to be dropped as a transient."""
+SIGNIFICANT = 5.0
+"""Standard errors by which what came before must differ from the last halves to be dropped as a transient."""
 FEW = 10.0
 """Effective samples of the last half below which a walker that also differs from its first half still drifts."""
 
@@ -93,13 +93,21 @@ def statistical_inefficiency(series: Array, period: float | None = None) -> floa
     return max(1.0, 1.0 + 2.0 * float(correlation[:end].sum()))
 
 
-def detect_equilibration(series: Array, period: float | None = None) -> tuple[int, float]:
+def detect_equilibration(
+    series: Array, period: float | None = None, alike: Sequence[Array] = (), slowest: float = 1.0
+) -> tuple[int, float]:
     """Return (t0, g): drop the first ``t0`` values (n,), and the rest has statistical inefficiency ``g``.
 
     ``t0`` maximizes the number of effective samples (n - t0)/g(t0) over a grid of starts in the first half (Chodera, J.
-    Chem. Theory Comput. 12, 1799 (2016), eq. 9), with two guards for series that hop between modes: g is never taken
-    smaller than that of the last half (a short stretch without a hop looks fast), and what is dropped must differ
-    from the last half by three standard errors.  Long series are thinned for the search only.
+    Chem. Theory Comput. 12, 1799 (2016), eq. 9), with two guards for series that hop between modes.  Both look at the
+    last halves of this series and of those ``alike``: g is never taken smaller than the largest of theirs or ``slowest``
+    (a stretch without a hop looks fast), and what is dropped must differ from all of them together by five standard
+    errors, or a mode visited early by chance would be dropped and lose weight.  Long series are thinned for the search.
+
+    Parameters
+    ----------
+    alike : further series of the same distribution: those of the other walkers of a window.
+    slowest : statistical inefficiency of anything slower that moves this series a little, in rows.
 
     Raises
     ------
@@ -108,12 +116,12 @@ def detect_equilibration(series: Array, period: float | None = None) -> tuple[in
     series = np.asarray(series, dtype=float)
     stride = max(1, len(series) // _LONG)
     thin = series[::stride]
-    half = len(thin) // 2
-    floor = statistical_inefficiency(thin[half:], period)
+    tails = [np.asarray(x, dtype=float)[::stride][len(x[::stride]) // 2 :] for x in (series, *alike)]
+    floor = max(slowest / stride, *(statistical_inefficiency(tail, period) for tail in tails))
     starts = np.unique((_GRID * len(thin)).astype(int))
     n_effective = [(len(thin) - t) / max(floor, statistical_inefficiency(thin[t:], period)) for t in starts]
     t0 = int(starts[int(np.argmax(n_effective))])
-    if t0 > 0 and _deviation(thin[:t0], thin[half:], floor, period) < SIGNIFICANT:
+    if t0 > 0 and _deviation(thin[:t0], np.concatenate(tails), floor, period) < SIGNIFICANT:
         t0 = 0
     t0 *= stride
     return t0, statistical_inefficiency(series[t0:], period)
@@ -169,12 +177,19 @@ def equilibration(samples: BiasedSamples) -> list[WalkerEquilibration]:
     """Return where each walker reaches equilibrium, judged by the slowest of all recorded CVs and the potential energy."""
     table = []
     columns = observables(samples)
+    groups: dict[int, list[tuple[int, IntArray]]] = {}
     for window, walker, rows in walkers(samples):
-        t0 = max(detect_equilibration(x[rows], p)[0] for _, x, p in columns)
-        kept = rows[t0:]
-        g = max(statistical_inefficiency(x[kept], p) for _, x, p in columns)
-        drifting = len(rows) >= 20 and any(_drifting(x[rows], p) for _, x, p in columns)
-        table.append(WalkerEquilibration(window, walker, t0, g, len(kept), drifting))
+        groups.setdefault(window, []).append((walker, rows))
+    for window, members in groups.items():
+        # Where psi hops rarely, phi follows it a little, far below its own fast noise: the slowest observable judges for all.
+        slowest = max(statistical_inefficiency(x[r[len(r) // 2 :]], p) for _, x, p in columns for _, r in members)
+        for walker, rows in members:
+            others = [r for k, r in members if k != walker]
+            t0 = max(detect_equilibration(x[rows], p, [x[r] for r in others], slowest)[0] for _, x, p in columns)
+            kept = rows[t0:]
+            g = max(statistical_inefficiency(x[kept], p) for _, x, p in columns)
+            drifting = len(rows) >= 20 and any(_drifting(x[rows], p) for _, x, p in columns)
+            table.append(WalkerEquilibration(window, walker, t0, g, len(kept), drifting))
     return table
 
 

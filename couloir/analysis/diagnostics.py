@@ -134,7 +134,7 @@ def transients(table: list[WalkerEquilibration]) -> tuple[Finding, ...]:
     return (Finding("not-equilibrated", message, "run longer, or start from structures that belong there"),)
 
 
-def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: float) -> tuple[Finding, ...]:
+def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: float, biased: Sequence[str]) -> tuple[Finding, ...]:
     """Return findings about empty cells between sampled ones, and cells that rest on few samples.
 
     Parameters
@@ -143,6 +143,7 @@ def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: flo
     free_energy : on the grid, kJ/mol, minimum 0, NaN where empty.
     n_effective : on the grid, decorrelated samples.
     kT : kJ/mol.
+    biased : names of the biased CVs: a window can be inserted along these only.
     """
     out = []
     sampled = np.isfinite(free_energy)
@@ -150,7 +151,8 @@ def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: flo
     if holes:
         one = len(holes) == 1
         message = f"{len(holes)} {'cell' if one else 'cells'} between sampled ones {'is' if one else 'are'} empty, the first at {holes[0]}"
-        out.append(Finding("empty-bins", message, f"insert a window at {holes[len(holes) // 2]}, or use wider bins"))
+        advice = f"insert a window at {holes[len(holes) // 2]}" if set(grid.names) <= set(biased) else "run longer"
+        out.append(Finding("empty-bins", message, f"{advice}, or use wider bins"))
     low = sampled & (n_effective < LEAST_SAMPLES) & (free_energy < 8 * kT)
     if low.any():
         first = tuple(int(i) for i in np.argwhere(low)[0])

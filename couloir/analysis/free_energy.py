@@ -12,6 +12,7 @@ from couloir.analysis.bootstrap import replicas
 from couloir.analysis.density import make_density
 from couloir.analysis.diagnostics import surface_findings, window_findings
 from couloir.analysis.mbar import MbarResult, mbar, target_temperature
+from couloir.analysis.overlap import biased_names
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface, make_grid
 from couloir.analysis.timeseries import equilibrated, inefficiencies
@@ -97,7 +98,8 @@ def free_energy_surface(
         names=grid.names, units=tuple(samples.units[c] for c in columns), periods=grid.periods, grid=grid.centers,
         free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT,
         estimator=", ".join(filter(None, (name, density.label))), replicas=replica, n_effective=n_effective,
-        findings=window_findings(samples, g, neighbours) + surface_findings(grid, free - lowest, n_effective, kT),
+        findings=window_findings(samples, g, neighbours)
+        + surface_findings(grid, free - lowest, n_effective, kT, biased_names(samples)),
         basins=dict(basins or {}),
     )  # fmt: skip
 

@@ -60,11 +60,14 @@ def plot_surface(
 
 
 def _mark(landscape: Landscape, ax: Axes) -> None:
+    from matplotlib.patheffects import withStroke
+
     color = _LINE if len(landscape.names) == 1 else "white"
+    outline = [] if len(landscape.names) == 1 else [withStroke(linewidth=2.5, foreground="black", alpha=0.6)]
     for basin in landscape.basins:
         x, y = (*basin.place, basin.free_energy.value)[:2]
         ax.plot(x, y, "o", color=color, markersize=4)
-        ax.annotate(basin.label, (x, y), xytext=(4, 4), textcoords="offset points", color=color, weight="bold")
+        ax.annotate(basin.label, (x, y), xytext=(4, 4), textcoords="offset points", color=color, weight="bold", path_effects=outline)
     for saddle in landscape.saddles:
         x, y = (*saddle.place, saddle.free_energy.value)[:2]
         ax.plot(x, y, "x", color=color, markersize=6)

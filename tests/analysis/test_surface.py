@@ -185,9 +185,9 @@ def test_a_hole_in_a_plane_is_one_finding():
     free = np.zeros((6, 6))
     free[0] = np.nan
     enough = np.full((6, 6), 100.0)
-    assert surface_findings(grid, free, enough, KT) == ()
+    assert surface_findings(grid, free, enough, KT, ("x", "y")) == ()
     free[3, 0] = np.nan
-    (finding,) = surface_findings(grid, free, enough, KT)
+    (finding,) = surface_findings(grid, free, enough, KT, ("x", "y"))
     assert finding.code == "empty-bins"
     assert finding.message.startswith("1 cell between sampled ones is empty, the first at x = 0.583, y = -2.62")
 
@@ -246,3 +246,11 @@ def test_plots_draw_what_they_say(samples, surface, tmp_path):
     assert plot_windows(samples, "x").get_xlabel() == "x [nm]"
     assert plot_overlap(wham(samples).overlap).get_xlabel() == "window"
     assert len(plot_convergence([surface, surface]).lines) == 2
+
+
+def test_windows_are_advised_only_along_what_is_biased():
+    grid = Grid(("x", "y"), (None, None), (np.linspace(0, 1, 7), np.linspace(0, 1, 7)))
+    free = np.zeros((6, 6))
+    free[3, 3] = np.nan
+    (finding,) = surface_findings(grid, free, np.full((6, 6), 100.0), KT, ("x",))
+    assert finding.fix == "run longer, or use wider bins"

@@ -1,0 +1,168 @@
+"""Are the error bars true?  Repeated umbrella experiments on systems whose free energy is known exactly.
+
+    python -m benchmarks.coverage --scale small|paper
+
+Each experiment is a whole one: starting structures, windows run by the toy engine (with exchange between windows),
+transients detected, WHAM, block bootstrap.  Counted is how often 95 % intervals of the barrier and of the difference
+between two basins hold the truth, and how often warnings of trapped walkers are raised where walkers are trapped and
+where they are not:
+
+* ``double well`` along x, a 6 kT barrier, nothing hidden;
+* ``Mueller-Brown`` along x (kT = 15), where y relaxes inside each window;
+* ``hidden barrier``, its windows reaching the passage through which exchange lets walkers change their hidden mode;
+* the same without passage and exchange, started in both modes: the modes keep the weights of the seeds, so intervals
+  *cannot* be trusted, and a warning has to say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+
+from benchmarks.results import Row, write_results
+from couloir.analysis import free_energy_surface
+from couloir.analysis.surface import FreeEnergySurface
+from couloir.cv.geometric import Coordinate
+from couloir.sampling import ToyEngine, UmbrellaSampling, potentials
+from couloir.sampling.potentials import ToyPotential
+from couloir.trajectory import Array, State
+
+ALARMS = {"walkers-disagree", "windows-disagree", "disconnected-windows"}
+X, Y = Coordinate(0, "x"), Coordinate(1, "y")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A system, its windows along x, and the two basins compared (ranges of x)."""
+
+    name: str
+    potential: Callable[[], ToyPotential]
+    kT: float
+    time_step: float
+    n_windows: int
+    span: tuple[float, float]
+    force_constant: float
+    basins: tuple[tuple[float, float], tuple[float, float]]
+    starts: tuple[float, ...]
+    duration: float
+    exchange: bool = True
+    bins: int = 40
+    limits: tuple[float, float] = (-1.5, 1.5)
+
+
+EXPERIMENTS = (
+    Experiment(
+        "double well", partial(potentials.double_well, 6.0), 1.0, 2e-3, 12, (-1.5, 1.5), 40.0, ((-1.5, 0.0), (0.0, 1.5)), (), 60.0
+    ),
+    Experiment(
+        "Mueller-Brown", potentials.mueller_brown, 15.0, 2e-5, 16, (-1.3, 1.0), 1500.0, ((-1.2, -0.3), (0.3, 1.0)), (0.5,), 2.0,
+        limits=(-1.2, 0.9),
+    ),
+    Experiment(
+        "hidden barrier, passage in reach", potentials.hidden_barrier, 1.0, 1e-3, 17, (-2.6, 2.0), 20.0, ((-2.0, -0.5), (0.5, 1.9)),
+        (-1.0, 1.0), 400.0, limits=(-2.0, 1.9),
+    ),
+    Experiment(
+        "hidden barrier, walkers trapped", potentials.hidden_barrier, 1.0, 1e-3, 14, (-1.9, 2.0), 20.0, ((-1.9, -0.5), (0.5, 1.9)),
+        (-1.0, 1.0), 60.0, exchange=False, limits=(-1.9, 1.9),
+    ),
+)  # fmt: skip
+
+
+def run(experiment: Experiment, seed: int) -> tuple[bool, bool, bool]:
+    """Carry out one experiment; return whether the intervals of barrier and difference hold the truth, and whether it warned."""
+    potential = experiment.potential()
+    engine = ToyEngine(potential, kT=experiment.kT, time_step=experiment.time_step, threads=1)
+    windows = UmbrellaSampling.grid(X, experiment.n_windows, experiment.force_constant, range=experiment.span)
+    samples = windows.run(
+        engine, starts(engine, windows, experiment), experiment.duration, seed=seed,
+        record=(X, Y) if potential.n_dim > 1 else (X,), record_stride=experiment.duration / 400, exchange=experiment.exchange,
+    )  # fmt: skip
+    surface = free_energy_surface(samples, "x", bins=experiment.bins, limits=experiment.limits, n_bootstrap=100, seed=seed)
+    truth = exactly(surface, potential, experiment.kT)
+    a, b = experiment.basins
+    cells = [int(np.argmin(truth + np.where(_inside(surface.grid[0], r), 0.0, np.inf))) for r in (a, b)]
+    between = slice(min(cells), max(cells) + 1)
+    top = between.start + int(np.argmax(truth[between]))
+    height = surface.free_energy[top] - surface.free_energy[cells[0]]
+    spread = float(np.std(surface.replicas[:, top] - surface.replicas[:, cells[0]], ddof=1))
+    difference = surface.difference(a, b)
+    exact = _difference(truth, surface.grid[0], a, b, experiment.kT)
+    return (
+        abs(height - (truth[top] - truth[cells[0]])) < 1.96 * spread,
+        difference.interval[0] < exact < difference.interval[1],
+        bool(ALARMS & {finding.code for finding in surface.findings}),
+    )
+
+
+def starts(engine: ToyEngine, windows: UmbrellaSampling, experiment: Experiment) -> dict[int, Sequence[State]]:
+    """Return two walkers per window, at its centre; with two values of y one in each mode, as seeds from a model would be."""
+    if engine.potential.n_dim == 1:
+        return {w: [engine.state(float(c))] * 2 for w, (c,) in enumerate(windows.centers)}
+    if len(experiment.starts) == 1:  # y relaxes: begin where it is lowest
+        y = np.linspace(-0.3, 1.8, 400)
+        lowest = [y[np.argmin(engine.energies(np.stack([np.full_like(y, c), y], axis=1)[:, None, :]))] for (c,) in windows.centers]
+        return {w: [engine.state(float(c), float(v))] * 2 for w, ((c,), v) in enumerate(zip(windows.centers, lowest, strict=True))}
+    return {w: [engine.state(float(c), y) for y in experiment.starts] for w, (c,) in enumerate(windows.centers)}
+
+
+def exactly(surface: FreeEnergySurface, potential: ToyPotential, kT: float) -> Array:
+    """Return the exact free energy of every cell, averaged over it."""
+    x = surface.grid[0]
+    width = x[1] - x[0]
+    fine = (x[:, None] + width * (np.arange(20) - 9.5) / 20).ravel()
+    weight = np.exp(-potential.exact_free_energy(fine, kT=kT) / kT).reshape(len(x), 20).mean(axis=1)
+    return np.asarray(-kT * np.log(weight))
+
+
+def _inside(x: Array, limits: tuple[float, float]) -> Array:
+    return np.asarray((x >= limits[0]) & (x <= limits[1]))
+
+
+def _difference(f: Array, x: Array, a: tuple[float, float], b: tuple[float, float], kT: float) -> float:
+    p = np.exp(-f / kT)
+    return float(-kT * np.log(p[_inside(x, b)].sum() / p[_inside(x, a)].sum()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=("small", "paper"), default="small")
+    arguments = parser.parse_args()
+    repeats = 60 if arguments.scale == "small" else 200
+    rows = []
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for experiment in EXPERIMENTS:
+            outcome = np.array(list(pool.map(partial(run, experiment), range(repeats)))).astype(float).mean(axis=0)
+            print(f"{experiment.name}: barrier {outcome[0]:.3f}, difference {outcome[1]:.3f}, warned {outcome[2]:.3f}", flush=True)
+            rows += report(experiment, repeats, outcome)
+    write_results("coverage", rows, scale=arguments.scale)
+
+
+def report(experiment: Experiment, repeats: int, outcome: Array) -> list[Row]:
+    """Return the rows of one experiment."""
+
+    def error(p: float) -> float:
+        return float(np.sqrt(max(p * (1 - p), 1 / repeats) / repeats))
+
+    trapped = not experiment.exchange
+    alarm = float(outcome[2])
+    rows = [
+        Row(f"{experiment.name}: runs that warn of trapped walkers", 100 * alarm, "%", 100 * error(alarm), 95.0 if trapped else 5.0,
+            alarm >= 0.95 if trapped else alarm <= 0.05)
+    ]  # fmt: skip
+    for what, share in (("barrier", float(outcome[0])), ("difference of basins", float(outcome[1]))):
+        claim = f"{experiment.name}: 95 % intervals of the {what} that hold the truth ({repeats} experiments, 90-99 % wanted)"
+        met = None if trapped else 0.90 <= share <= 0.99
+        rows.append(Row(claim, 100 * share, "%", 100 * error(share), None if trapped else 95.0, met))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

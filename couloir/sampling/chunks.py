@@ -12,6 +12,7 @@ Phys. 135, 194110 (2011), by many pair swaps), as a pure function of the stored 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +20,17 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from couloir.cv.base import CollectiveVariable
-from couloir.cv.bias import Bias
+from couloir.cv.bias import Bias, bias_from_dict
 from couloir.errors import DataError, StoreError
 from couloir.progress import Progress, progress_bar
 from couloir.sampling.engine import Engine, steps
 from couloir.store import Arrays, Store
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State, Trajectory
-from couloir.units import convert
+from couloir.units import GAS_CONSTANT, convert
 
 CHUNK_RECORDS = 100
 COMMIT_SECONDS = 1.0
@@ -128,21 +130,20 @@ class ChunkedRun:
             return list(self.states)
         ends = [self.store.chunk(f"{self.name}/{walker}", number - 1) for walker in self.walkers]
         order = list(range(len(ends)))
-        for g, group in enumerate(self.groups):
-            energies = self._exchange_energies(group, np.array([ends[i]["values"][-1] for i in group]))
-            new = gibbs_permutation(energies / self.engine.kT, stream(self.seed, self.name, "exchange", g, number))
-            for place, source in zip(group, new, strict=True):
-                order[place] = group[source]
+        if self.groups:
+            names = [cv.name for cv in self.record]
+            sources = _sources(
+                self.groups,
+                self.biases,
+                names,
+                np.array([end["values"][-1] for end in ends]),
+                self.engine.kT,
+                (self.seed, self.name, number),
+            )
+            for group, new in zip(self.groups, sources, strict=True):
+                for place, source in zip(group, new, strict=True):
+                    order[place] = group[source]
         return [_state(ends[i]) for i in order]
-
-    def _exchange_energies(self, group: tuple[int, ...], values: Array) -> Array:
-        """Return the bias energy of every configuration of a group in every place, (n_places, n_configurations)."""
-        names = [cv.name for cv in self.record]
-        rows = []
-        for bias in (self.biases[i] for i in group):
-            columns = [] if bias is None else [names.index(name) for name in bias.names]
-            rows.append(np.zeros(len(values)) if bias is None else bias.energy(values[:, columns]))
-        return np.array(rows)
 
     def _chunk(self, members: Sequence[int], number: int, bar: Progress) -> None:
         time = self.chunk_records * self.record_stride
@@ -192,6 +193,71 @@ def gibbs_permutation(energies: Array, rng: np.random.Generator) -> list[int]:
         if delta <= 0 or r < math.exp(-delta):
             order[i], order[j] = order[j], order[i]
     return order
+
+
+@dataclass(frozen=True, eq=False)
+class ExchangeHistory:
+    """Which configuration every walker of one exchanging group was given, chunk after chunk.
+
+    Attributes
+    ----------
+    windows : (n_places,) the window of each place of the group.
+    sources : (n_attempts, n_places) the place whose configuration each place was given.
+    interval : time between attempts, ps.
+    """
+
+    windows: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
+    interval: float
+
+
+def exchange_history(store: Store, name: str) -> list[ExchangeHistory]:
+    """Return what the groups of a stored run exchanged so far; empty when it ran without exchange.
+
+    Permutations are not stored but drawn again from stored CV values.  Only attempts whose next chunk every walker has
+    finished are counted.
+
+    Raises
+    ------
+    DataError : the store holds no run of this name.
+    """
+    plan = store.get(f"{name}/plan")
+    if plan is None:
+        raise DataError(f"the store holds no run called {name!r}", "run the windows first")
+    walkers, groups, biases = plan["walkers"], plan["groups"], [None if b is None else bias_from_dict(b) for b in plan["biases"]]
+    if not groups:
+        return []
+    number = min(store.count(f"{name}/{w}") for w in walkers)
+    series = [itertools.islice(store.chunks(f"{name}/{w}"), max(number - 1, 0)) for w in walkers]
+    ends = np.array([[chunk["values"][-1] for chunk in chunks] for chunks in series])
+    kT = GAS_CONSTANT * plan["temperature"]
+    drawn = [_sources(groups, biases, plan["record"], ends[:, i], kT, (plan["seed"], name, i + 1)) for i in range(max(number - 1, 0))]
+    window = np.array([int(w[1:5]) for w in walkers])
+    interval = plan["chunk_records"] * plan["record_steps"] * plan["time_step"]
+    return [
+        ExchangeHistory(window[group], np.array([d[g] for d in drawn], dtype=np.int64).reshape(-1, len(group)), interval)
+        for g, group in enumerate(groups)
+    ]
+
+
+def _sources(
+    groups: Sequence[Sequence[int]],
+    biases: Sequence[Bias | None],
+    names: Sequence[str],
+    ends: Array,
+    kT: float,
+    key: tuple[int, str, int],
+) -> list[list[int]]:
+    """Return, per group, the place whose configuration each place gets before chunk ``key[2]``, given the last CV values of all."""
+    seed, name, number = key
+    out = []
+    for g, group in enumerate(groups):
+        values, rows = ends[list(group)], []
+        for bias in (biases[i] for i in group):
+            columns = [] if bias is None else [names.index(n) for n in bias.names]
+            rows.append(np.zeros(len(values)) if bias is None else bias.energy(values[:, columns]))
+        out.append(gibbs_permutation(np.array(rows) / kT, stream(seed, name, "exchange", g, number)))
+    return out
 
 
 def record_steps(engine: Engine, stride: Any, default: int = 100) -> int:

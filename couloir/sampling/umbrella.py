@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from couloir.analysis.exchange import ExchangeReport, exchange_report
 from couloir.analysis.samples import BiasedSamples
 from couloir.cv.base import CollectiveVariable, require_in_period, wrap
 from couloir.cv.bias import HarmonicBias
 from couloir.errors import DataError, nearest
-from couloir.sampling.chunks import CHUNK_RECORDS, ChunkedRun, record_steps
+from couloir.sampling.chunks import CHUNK_RECORDS, ChunkedRun, exchange_history, record_steps
 from couloir.sampling.engine import Engine
 from couloir.store import Store
 from couloir.trajectory import Array, State
@@ -191,6 +192,17 @@ class UmbrellaSampling:
             raise DataError("there is nothing to extend", "call run first (with the same store it picks up where it was)")
         return self._until(self._run.n_records(float(samples.time.max()) + convert(duration, "ps", "duration")))
 
+    def exchange_report(self) -> ExchangeReport:
+        """Return what windows exchanged in the last :meth:`run`: shares, round trips and their mean time.
+
+        Raises
+        ------
+        DataError : nothing has been run with this object yet, or nothing was exchanged.
+        """
+        if self._run is None:
+            raise DataError("nothing has been run", "call run first (with the same store it picks up where it was)")
+        return stored_exchange(self._run.store, self, self._run.name)
+
     def _until(self, n_records: int) -> BiasedSamples:
         run = self._run
         assert run is not None
@@ -224,6 +236,17 @@ def stored_frames(store: Store, name: str = "umbrella") -> tuple[Array, Array]:
     if not positions:
         raise DataError(f"the store has no frames of {name!r}{nearest(name, {s.split('/')[0] for s in store.series()})}")
     return np.concatenate(positions).astype(np.float64), np.concatenate(windows)
+
+
+def stored_exchange(store: Store, windows: UmbrellaSampling, name: str = "umbrella") -> ExchangeReport:
+    """Return what ``windows`` exchanged in the run that a store holds, finished or not.
+
+    Raises
+    ------
+    DataError : there is no such run, or nothing was exchanged.
+    """
+    distance = np.array([windows.distance(windows.centers, center) for center in windows.centers])
+    return exchange_report(exchange_history(store, name), distance)
 
 
 def _axis(cv: CollectiveVariable, n: int, limits: tuple[Any, Any] | None) -> Array:

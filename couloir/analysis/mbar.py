@@ -18,10 +18,10 @@ import numpy as np
 
 from couloir.analysis._mbar_torch import MbarSolution, newton, require_possible, rows_per_chunk
 from couloir.analysis.overlap import Sets, connected_sets
-from couloir.analysis.reduced import Mixture, ReducedState, Reweighted, reweight_rows
+from couloir.analysis.reduced import Mixture, ReducedState, Reweighted, effective_number, reweight_rows, weigh_state
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.timeseries import inefficiencies
-from couloir.analysis.wham import bin_states, solution_findings, solve_connected
+from couloir.analysis.wham import WhamResult, bin_states, solution_findings, solve_connected
 from couloir.errors import ConfigError, DataError, Finding, nearest
 from couloir.trajectory import Array
 from couloir.units import convert
@@ -136,20 +136,34 @@ def mbar(
     return _assemble(mixture, target, sets, {members: solve(members, start) for members in sets})
 
 
-def reweight(result: MbarResult | MbarSolution, u_target: Array | ReducedState) -> Reweighted:
-    """Return the weights of all rows in another state, its free energy and effective sample size.
+def reweight(samples: BiasedSamples, weights: MbarResult | WhamResult, target: Array | ReducedState | None = None) -> Reweighted:
+    """Return the samples with their weights in the unbiased state or in another one; ``.mean(observable)`` is an expectation value.
 
     Parameters
     ----------
-    result : of :func:`mbar` or :func:`solve_mbar`.
-    u_target : (n_rows,) reduced potential of every row, on the scale of the result: the full one where potential energies took part
-        (``result.energies``; always for :func:`solve_mbar`), else relative to the unbiased state.
+    samples : that ``weights`` were estimated from.
+    weights : of :func:`mbar` or :func:`couloir.analysis.wham`.
+    target : (n_rows,) reduced potential of another state on every row, on the scale of ``weights``: the full one where potential
+        energies took part (``weights.energies``), else relative to the unbiased state.  None for the unbiased state.
 
     Raises
     ------
-    DataError : one of them is NaN, or their number is not that of the rows.
+    DataError : a reduced potential is NaN, or the number of rows differs.
     """
-    return reweight_rows(result.log_mixture, u_target)
+    n_rows = len(weights.weights)
+    if n_rows != len(samples):
+        raise DataError(
+            f"the weights are for {n_rows} rows, the samples have {len(samples)}", "give the samples that the weights were made from"
+        )
+    with np.errstate(divide="ignore"):
+        log_weights = weights.log_weights if isinstance(weights, MbarResult) else np.log(weights.weights)
+    if target is None:
+        return weigh_state(samples, log_weights, 0.0, weights)
+    u = (target if isinstance(target, ReducedState) else ReducedState(target, name="target")).reduced_potentials
+    log_mixture = weights.log_mixture if isinstance(weights, MbarResult) else -log_weights
+    if u.shape != log_mixture.shape:
+        raise DataError(f"target has shape {u.shape}, the samples have {n_rows} rows", "evaluate the target on every row")
+    return weigh_state(samples, *reweight_rows(log_mixture, u), None)
 
 
 def _assemble(mixture: Mixture, target: float, sets: Sets, solutions: Mapping[tuple[int, ...], MbarSolution]) -> MbarResult:
@@ -166,8 +180,8 @@ def _assemble(mixture: Mixture, target: float, sets: Sets, solutions: Mapping[tu
     log_mixture = -mixture.unbiased(slice(None)) - log_weights
     if len(sets) == 1:
         for empty in np.flatnonzero(mixture.counts == 0):
-            other = reweight_rows(log_mixture, mixture.potentials([int(empty)], slice(None))[0])
-            f[empty], effective[empty] = other.free_energy, other.effective_samples
+            log_w, f[empty] = reweight_rows(log_mixture, mixture.potentials([int(empty)], slice(None))[0])
+            effective[empty] = effective_number(log_w)
     residual = max(s.residual for s in solutions.values())
     findings = solution_findings(samples, sets, residual < CONVERGED)
     # Back to full reduced potentials: f_k and u_k of a state rise by the same constant.

@@ -7,8 +7,8 @@ has u = -log q (its free energy is then that of a normalized density: zero).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from couloir.analysis.samples import BiasedSamples
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
 from couloir.units import GAS_CONSTANT, convert
+
+if TYPE_CHECKING:
+    from couloir.analysis.expectation import Expectation, Observable
+    from couloir.analysis.mbar import MbarResult
+    from couloir.analysis.wham import WhamResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +82,19 @@ class Reweighted:
 
     Attributes
     ----------
+    samples : the rows.
     log_weights : (n_rows,) logarithm of the probability of each row; sums to 1 as weights.
-    free_energy : of the state, kT, relative to what the free energies of the result are relative to.
+    free_energy : of the state, kT, relative to what the free energies of the estimate are relative to.
     effective_samples : Kish effective sample size.
+    estimate : what made the weights of the unbiased state; None for another state.
     findings : what is unsure.
     """
 
-    log_weights: Array
+    samples: BiasedSamples = field(repr=False)
+    log_weights: Array = field(repr=False)
     free_energy: float
     effective_samples: float
+    estimate: MbarResult | WhamResult | None = field(default=None, repr=False)
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -98,21 +107,46 @@ class Reweighted:
         """The same as ``findings``."""
         return self.findings
 
+    def mean(self, observable: Observable, **options: Any) -> Expectation:
+        """Return the expectation value of an observable in the state, with standard error and effective sample size.
 
-def reweight_rows(log_mixture: Array, u_target: Array | ReducedState) -> Reweighted:
-    """Return the weights exp(f - u_target - log_mixture) of all rows (Shirts & Chodera 2008, eq. 9, for a state without samples)."""
-    u = (u_target if isinstance(u_target, ReducedState) else ReducedState(u_target, name="target")).reduced_potentials
-    if u.shape != log_mixture.shape:
-        raise DataError(f"u_target has shape {u.shape}, the result has {len(log_mixture)} rows", "evaluate the target on every row")
-    log_w = -u - log_mixture
-    f = -float(np.logaddexp.reduce(log_w))
-    log_w = log_w + f
-    effective = float(np.exp(-np.logaddexp.reduce(2 * log_w)))
+        In the unbiased state the error includes that of the weights.  In another one the weights are taken as known, so it is a lower
+        bound where free energies of the windows are unsure.
+
+        Parameters
+        ----------
+        observable : a recorded CV or its name, values (n_rows,), or a function of columns (:func:`couloir.analysis.expectation`).
+        options : ``along``, ``bins``, ``limits``, ``period``, ``unit``, ``n_bootstrap`` and ``seed`` of that function.
+        """
+        from couloir.analysis.expectation import expectation
+
+        return expectation(self.samples, observable, weights=self.weights if self.estimate is None else self.estimate, **options)
+
+    def __str__(self) -> str:
+        head = f"{len(self.samples)} rows worth {self.effective_samples:.4g} samples of a state with free energy {self.free_energy:.4g} kT"
+        return "\n".join([head, *(str(f) for f in self.findings)])
+
+
+def weigh_state(samples: BiasedSamples, log_weights: Array, free_energy: float, estimate: MbarResult | WhamResult | None) -> Reweighted:
+    """Return rows with their weights in one state, and a finding where few of them carry it."""
+    effective = effective_number(log_weights)
     findings: tuple[Finding, ...] = ()
     if effective < 50:
-        message = f"{effective:.3g} effective samples of {len(u)} rows carry the weight of the state"
+        message = f"{effective:.3g} effective samples of {len(samples)} rows carry the weight of the state"
         findings = (Finding("few-effective-samples", message, "sample states closer to it"),)
-    return Reweighted(log_w, f, effective, findings)
+    return Reweighted(samples, log_weights, free_energy, effective, estimate, findings)
+
+
+def effective_number(log_weights: Array) -> float:
+    """Return the Kish effective sample size of rows whose weights sum to 1."""
+    return float(np.exp(-np.logaddexp.reduce(2 * log_weights)))
+
+
+def reweight_rows(log_mixture: Array, u: Array) -> tuple[Array, float]:
+    """Return log-weights f - u - log_mixture of all rows in a state without samples, and its f (Shirts & Chodera 2008, eq. 9)."""
+    log_w = -u - log_mixture
+    f = -float(np.logaddexp.reduce(log_w))
+    return log_w + f, f
 
 
 class Mixture:

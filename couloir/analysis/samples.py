@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from couloir.units import GAS_CONSTANT, convert
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 IntArray = npt.NDArray[np.int64]
 
@@ -53,7 +54,12 @@ class BiasedSamples:
             array = np.array(getattr(self, name), dtype=kind)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        temperatures = np.broadcast_to(np.asarray(self.temperatures, dtype=float), (len(self.biases),)).copy()
+        temperatures = np.asarray(self.temperatures, dtype=float)
+        if temperatures.size not in (1, len(self.biases)) or not (np.isfinite(temperatures) & (temperatures > 0)).all():
+            raise DataError(
+                f"temperatures are {temperatures} for {len(self.biases)} windows", "give one positive number, or one per window"
+            )
+        temperatures = np.broadcast_to(temperatures.ravel(), (len(self.biases),)).copy()
         temperatures.setflags(write=False)
         object.__setattr__(self, "temperatures", temperatures)
         n = len(self.values)
@@ -189,28 +195,71 @@ class BiasedSamples:
         names: tuple[str, ...] = ("cv",),
         units: tuple[str, ...] = ("",),
         periods: tuple[float | None, ...] = (None,),
+        energy_unit: Literal["kJ/mol", "kcal/mol"] = "kJ/mol",
+        angle_unit: Literal["rad", "deg"] = "rad",
     ) -> BiasedSamples:
         """Read umbrella windows from a WHAM metafile and the time series (or PLUMED COLVAR files) that it lists.
 
         Each line of the metafile is ``path centers... force_constants... [rest]``, one centre and one force constant per CV,
-        with the bias 0.5 k (s - c)^2 in kJ/mol; paths are relative to the metafile.  Nothing is converted: centres, series and
-        periods must be in the same unit, named by ``units``, and force constants in kJ/mol over its square (PLUMED: radians).
-        A series has the time in its first column
+        with the bias 0.5 k (s - c)^2; paths are relative to the metafile.  A series has the time in its first column
         and the CVs in the next, or a PLUMED ``#! FIELDS`` header that names them.
 
         Parameters
         ----------
         metafile : the list of windows.
         temperature : of all windows (K or text).
-        names, units, periods : of the CVs; names are looked up in a ``FIELDS`` header where there is one.
+        names : of the CVs; looked up in a ``FIELDS`` header where there is one.
+        units, periods : of the CVs once read: centres, series and force constants of those in ``"rad"`` are converted from
+            ``angle_unit``; those in any other unit stay as they are in the files.
+        energy_unit : of the force constants, which are in it over the square of the CV's unit in the files.
+        angle_unit : of angles in the files, metafile and series alike (PLUMED: radians).
 
         Raises
         ------
-        DataError : a file is missing, or a line is not what it should be; the message names file and line.
+        DataError : a file is missing, a line is not what it should be (the message names file and line), or a period contradicts
+            the CV's unit or the ``#! SET min_`` and ``max_`` lines of a series.
         """
         from couloir.analysis.umbrella_files import read_metafile
 
-        return cls(**read_metafile(Path(metafile), convert(temperature, "K", "temperature"), names, units, periods))
+        kelvin = convert(temperature, "K", "temperature")
+        return cls(**read_metafile(Path(metafile), kelvin, names, units, periods, energy_unit=energy_unit, angle_unit=angle_unit))
+
+    def to_pymbar(self) -> tuple[Array, IntArray]:
+        """Return ``u_kn`` (n_windows, n_rows) and ``N_k`` (n_windows,) for ``pymbar.MBAR(u_kn, N_k)``.
+
+        Rows come window by window, as pymbar wants them: row i is row ``np.argsort(samples.window, kind="stable")[i]`` of the samples.
+        Potential energies take part where temperatures differ; elsewhere they are common to all windows and left out.
+
+        Raises
+        ------
+        DataError : temperatures differ and potential energies were not recorded.
+        """
+        order = np.argsort(self.window, kind="stable")
+        energies = self.bias_energies()[:, order]
+        if np.ptp(self.temperatures) > 1e-9 * self.temperatures[0]:
+            if not np.isfinite(self.potential).all():
+                raise DataError("windows at several temperatures need the potential energy of every row", "record it with the CVs")
+            energies = energies + self.potential[order]
+        return energies / self.kT[:, None], self.counts
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return an xarray Dataset: CVs, potential, window, walker and time by ``row``; bias (JSON) and temperature by ``state``.
+
+        Raises
+        ------
+        ConfigError : xarray is not installed.
+        """
+        from couloir.analysis._interop import quantity, xarray
+
+        rows = {"window": self.window, "walker": self.walker}
+        variables = {name: quantity("row", column) for name, column in rows.items()}
+        variables["time"], variables["potential"] = quantity("row", self.time, "ps"), quantity("row", self.potential, "kJ/mol")
+        for i, name in enumerate(self.names):
+            variables[name] = quantity("row", self.values[:, i], self.units[i], self.periods[i])
+        texts = ["" if b is None else json.dumps(b.to_dict()) for b in self.biases]
+        variables["bias"], variables["temperature"] = quantity("state", np.array(texts)), quantity("state", self.temperatures, "K")
+        table: xr.Dataset = xarray().Dataset(variables)
+        return table
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per sample as a pandas table."""

@@ -18,6 +18,7 @@ from couloir.trajectory import Array
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
     from matplotlib.axes import Axes
 
     from couloir.analysis.landscape import Landscape
@@ -239,6 +240,28 @@ class FreeEnergySurface:
         table = {name: x.ravel() for name, x in zip(self.names, points, strict=True)}
         values = {"free_energy": self.free_energy, "standard_error": self.standard_error, "n_effective": self.n_effective}
         return pd.DataFrame({**table, **{k: v.ravel() for k, v in values.items()}})
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return an xarray Dataset over the CVs: free energy, standard error, effective samples and bootstrap replicas.
+
+        Raises
+        ------
+        ConfigError : xarray is not installed.
+        """
+        from couloir.analysis._interop import quantity, xarray
+
+        along = zip(self.names, self.grid, self.units, self.periods, strict=True)
+        table: xr.Dataset = xarray().Dataset(
+            {
+                "free_energy": quantity(self.names, self.free_energy, self.unit),
+                "standard_error": quantity(self.names, self.standard_error, self.unit),
+                "n_effective": quantity(self.names, self.n_effective),
+                "replicas": quantity(("replica", *self.names), self.replicas, self.unit),
+            },
+            coords={name: quantity(name, x, unit, period) for name, x, unit, period in along},
+            attrs={"kT": self.kT, "estimator": self.estimator},
+        )
+        return table
 
     def to_csv(self, file: str | Path) -> None:
         """Write :meth:`to_dataframe` as CSV."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from exact_systems import KT, double_well, umbrella
 
-from couloir.analysis import BiasedSamples, ReducedState, mbar, reweight, solve_mbar
+from couloir.analysis import BiasedSamples, ReducedState, expectation, mbar, reweight, solve_mbar, wham
 from couloir.cv.bias import HarmonicBias
 from couloir.errors import ConfigError, DataError
 from couloir.units import GAS_CONSTANT
@@ -238,17 +239,58 @@ def test_reweighting_gives_the_moments_and_free_energy_of_the_target():
     result = mbar(samples)
     assert not result.energies
     x = samples["x"]
-    target = reweight(result, 0.5 * 40.0 * x**2 / KT)
+    target = reweight(samples, result, 0.5 * 40.0 * x**2 / KT)
     assert target.weights.sum() == pytest.approx(1)
     assert target.weights @ x**2 == pytest.approx(KT / 80.0, rel=4 * np.sqrt(2 / target.effective_samples))
     assert target.free_energy == pytest.approx(0.5 * np.log(2), abs=4 / np.sqrt(target.effective_samples))
-    assert np.allclose(reweight(result, np.zeros(len(x))).log_weights, result.log_weights, atol=1e-12)
+    assert np.allclose(reweight(samples, result, np.zeros(len(x))).log_weights, result.log_weights, atol=1e-12)
     assert target.findings == ()
+
+
+def test_means_of_reweighted_samples_carry_errors_and_effective_numbers():
+    samples, _ = harmonic_windows(2000, 22)
+    x = samples["x"]
+    for weights in (mbar(samples), wham(samples)):
+        here = reweight(samples, weights)
+        found = here.mean("x")
+        assert here.free_energy == 0
+        assert abs(found.value) < 4 * found.standard_error
+        assert found.n_effective > 500
+        assert found.value == expectation(samples, "x", weights=weights).value
+        softer = reweight(samples, weights, 0.5 * 20.0 * x**2 / KT).mean(lambda row: row["x"] ** 2)
+        assert softer.value == pytest.approx(KT / 60.0, abs=5 * softer.standard_error)
+
+
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_pymbar_is_handed_the_solution_of_wham(monkeypatch, warm_start):
+    import pymbar
+
+    handed, original = [], pymbar.MBAR
+    monkeypatch.setattr(pymbar, "MBAR", lambda u, n, **given: (handed.append(given["initial_f_k"]), original(u, n, **given))[1])
+    samples = wells(seed=23)
+    mbar(samples, warm_start=warm_start, solver="pymbar")
+    if not warm_start:
+        assert handed == [None]
+        return
+    f = wham(samples).free_energies
+    assert np.abs(handed[0] - (f - f[0])).max() < 1e-9
+
+
+@pytest.mark.parametrize("solver", ["torch", "pymbar"])
+def test_a_solution_that_stopped_early_is_reported(monkeypatch, solver):
+    import pymbar
+
+    newton = MBAR_FILE.newton
+    monkeypatch.setattr(MBAR_FILE, "newton", lambda *a, **k: newton(*a, **k, max_iterations=1))
+    monkeypatch.setattr(pymbar, "MBAR", lambda u, n, **given: SimpleNamespace(f_k=np.zeros(len(n))))
+    result = mbar(wells(seed=24), solver=solver, warm_start=False)
+    assert result.residual > 0.1
+    assert "not-converged" in {f.code for f in result.findings}
 
 
 def test_a_target_nobody_sampled_is_reported():
     samples, _ = harmonic_windows(100, 16)
-    far = reweight(mbar(samples), 4000.0 * (samples["x"] - 1.5) ** 2)
+    far = reweight(samples, mbar(samples), 4000.0 * (samples["x"] - 1.5) ** 2)
     assert far.effective_samples < 5
     assert [f.code for f in far.warnings] == ["few-effective-samples"]
 
@@ -286,7 +328,9 @@ def test_states_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="potential energy"):
         mbar(wells(n=20), states=[ReducedState(np.zeros(280))])
     with pytest.raises(DataError, match="60 rows"):
-        reweight(mbar(samples), np.zeros(3))
+        reweight(samples, mbar(samples), np.zeros(3))
+    with pytest.raises(DataError, match="the weights are for 60 rows"):
+        reweight(samples.select(slice(9)), mbar(samples))
     with pytest.raises(ConfigError, match="did you mean 'torch'"):
         mbar(samples, solver="torhc")
     with pytest.raises(ConfigError, match="cannot be used"):

@@ -14,7 +14,10 @@ _HOMES = {
     "Seeds": "seeds",
     "UmbrellaSampling": "umbrella",
     "dragged_seeds": "dragging",
+    "adapt_windows": "planning",
     "frontier_rounds": "frontier",
+    "pair_overlaps": "planning",
+    "place_windows": "planning",
     "seed_windows": "seeding",
 }
 

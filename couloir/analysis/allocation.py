@@ -1,0 +1,190 @@
+"""Which windows to extend: what each contributes to the error of the surface, and where more time reduces it most.
+
+The surface's variance is a sum over windows, for windows are sampled apart: V(s) = sum_k a_k(s) / T_k, T_k the time spent in
+window k; the a_k change a little with T, since WHAM weighs windows by their rows, not by what these tell.  Its terms come
+from the linear response of WHAM to the weights of blocks of time (the infinitesimal jackknife; Efron & Tibshirani, An
+Introduction to the Bootstrap (1993), ch. 22): a block changes M_b, which moves f by the inverse Hessian of the dual and every
+cell with it; block by block this is the bootstrap of :mod:`couloir.analysis.bootstrap` without solving anything again.  The
+sum over k of a_k / (T_k + t_k) with sum t_k fixed is least where a_k / (T_k + t_k)^2 is the same in every window that is
+extended (Neyman's allocation, J. R. Stat. Soc. 97, 558 (1934)): from there the a_k are found again, and the best of what was
+tried is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from couloir.analysis.bootstrap import make_blocks
+from couloir.analysis.overlap import biased_names
+from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.surface import make_grid
+from couloir.analysis.timeseries import walkers
+from couloir.analysis.wham import bin_states, solve_connected
+from couloir.errors import DataError
+from couloir.trajectory import Array
+from couloir.units import convert
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_BELOW = 8.0
+"""kT above the minimum up to which cells count."""
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """Where further simulation goes.
+
+    Attributes
+    ----------
+    extra : (n_windows,) further time, ps, over all walkers of the window; sums to what was asked for.
+    spent : (n_windows,) time behind the samples, ps.
+    variance : (n_windows,) what each window adds to the mean variance of the surface below 8 kT, kT².
+    error, expected, uniform : root mean variance now, after ``extra``, and after the same time spread evenly, kT.
+    """
+
+    extra: Array
+    spent: Array
+    variance: Array
+    error: float
+    expected: float
+    uniform: float
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per window."""
+        import pandas as pd
+
+        return pd.DataFrame({"spent": self.spent, "variance": self.variance, "extra": self.extra})
+
+    def __str__(self) -> str:
+        order = np.argsort(-self.extra)
+        chosen = ", ".join(f"window {k}: {self.extra[k]:.3g} ps" for k in order[:5] if self.extra[k] > 0)
+        n = int((self.extra > 0).sum())
+        head = f"Allocation of {self.extra.sum():.3g} ps to {n} of {len(self.extra)} windows"
+        errors = f"error {self.error:.2g} kT, then {self.expected:.2g} kT ({self.uniform:.2g} kT if spread evenly)"
+        return f"{head}: {errors}\n  most: {chosen}"
+
+
+def allocate(samples: BiasedSamples, time: Any, along: Any = None, *, bins: Any = None, limits: Any = None) -> Allocation:
+    """Return how to spend further ``time`` on the windows so that the surface's mean variance below 8 kT falls most.
+
+    Parameters
+    ----------
+    samples : what windows at one temperature have recorded; leave transients out (``analysis.equilibrated``).
+    time : ps to spend in total, over all windows and walkers.
+    along, bins, limits : the surface, as for :func:`couloir.analysis.free_energy_surface`; default the (first two) biased CVs.
+
+    Raises
+    ------
+    DataError : time is not positive, temperatures differ, a window has no samples, or windows do not overlap: these need
+        windows between them, not time.
+    """
+    budget = convert(time, "ps", "time")
+    if budget <= 0:
+        raise DataError(f"time = {budget:g} ps is not positive")
+    if (samples.counts == 0).any():
+        raise DataError(f"window {int(np.argmin(samples.counts))} has no samples", "run every window before comparing them")
+    if np.ptp(samples.temperatures) > 0:
+        raise DataError("windows at several temperatures cannot be compared in time", "allocate for each temperature apart")
+    response = _Response(samples, biased_names(samples)[:2] if along is None else along, bins, limits)
+    spent = _time_spent(samples)
+    variance = response.variances(np.ones(samples.n_windows))
+    even = np.full(len(spent), budget / len(spent))
+
+    def expected(extra: Array) -> Array:
+        return response.variances(1.0 + extra / spent)
+
+    uniform = float(expected(even).sum())
+    extra, best = even, uniform
+    neyman = _fill(variance * spent, spent, budget)
+    for _ in range(_ROUNDS):
+        for trial in (neyman, 0.5 * (neyman + extra)):
+            then = expected(trial)
+            if then.sum() < best:
+                extra, best = trial, float(then.sum())
+        neyman = _fill(expected(extra) * (spent + extra), spent, budget)
+    return Allocation(extra, spent, variance, float(np.sqrt(variance.sum())), float(np.sqrt(best)), float(np.sqrt(uniform)))
+
+
+def window_variances(samples: BiasedSamples, along: Any, *, bins: Any = None, limits: Any = None) -> Array:
+    """Return what each window adds to the mean variance of the surface over cells below 8 kT, (n_windows,), kT².
+
+    Arguments and errors are those of :func:`allocate`.
+    """
+    return _Response(samples, along, bins, limits).variances(np.ones(samples.n_windows))
+
+
+class _Response:
+    """How cells answer to the weights of blocks, for any length of the windows."""
+
+    def __init__(self, samples: BiasedSamples, along: Any, bins: Any, limits: Any) -> None:
+        grid = make_grid(samples, along, bins, limits)
+        states = bin_states(samples)
+        sets, solution, _ = solve_connected(states, samples)
+        if len(sets) > 1:
+            raise DataError(f"{len(sets)} sets of windows share no samples", "insert windows between them before extending any")
+        self.window, self.index, self.cell, self.n_cells = samples.window, states.index, grid.cells(samples), int(np.prod(grid.shape))
+        self.counts, self.blocks = states.counts, make_blocks(samples)
+        self.logits = solution.free_energies[:, None] - states.reduced
+        self.target = states.target
+
+    def variances(self, longer: Array) -> Array:
+        """Return the contribution of each window (n_windows,) if its time were ``longer`` (n_windows,) times what it is."""
+        n_windows, n_bins = self.logits.shape
+        logits = self.logits + np.log(self.counts * longer)[:, None]
+        log_mixture = np.logaddexp.reduce(logits, axis=0)
+        chance, weight = np.exp(logits - log_mixture), np.exp(-log_mixture - self.target)
+        m = np.bincount(self.index, longer[self.window], n_bins)
+        # Adding a constant to all f changes nothing: the pseudo-inverse leaves that direction alone.
+        inverse = np.linalg.pinv(np.diag((chance * m).sum(axis=1)) - (chance * m) @ chance.T, rcond=1e-12, hermitian=True)
+        use = self.cell >= 0
+        cell, index, own = self.cell[use], self.index[use], longer[self.window[use]]
+        population = np.bincount(cell, own * weight[index], self.n_cells)
+        slope = np.zeros((self.n_cells, n_windows))
+        np.add.at(slope, cell, own[:, None] * (chance * weight).T[index])
+        n_blocks = len(self.blocks.window)
+        pushed, direct = np.zeros((n_blocks, n_windows)), np.zeros((n_blocks, self.n_cells))
+        np.add.at(pushed, self.blocks.block, chance.T[self.index])
+        np.add.at(direct, (self.blocks.block[use], cell), weight[index])
+        # More weight pushes f down by the inverse Hessian (that of a window's blocks together is fixed: -N_k f_k does not
+        # move), and a bin's weight, the inverse of its mixture, falls by p_k for every rise of f_k.
+        change = direct + (pushed @ inverse) @ slope.T
+        inside = population > population.max() * np.exp(-_BELOW)
+        relative, share = change[:, inside] / population[inside], population[inside] / population[inside].sum()
+        relative = relative - (relative @ share)[:, None]
+        out = np.zeros(n_windows)
+        for k in range(n_windows):
+            mine = relative[self.blocks.window == k]
+            # A window r times as long holds r times as many such blocks.
+            out[k] = longer[k] * len(mine) / max(len(mine) - 1, 1) * float(((mine - mine.mean(axis=0)) ** 2).sum(axis=0).mean())
+        return out
+
+
+def _time_spent(samples: BiasedSamples) -> Array:
+    """Return the time behind the rows of each window, ps: rows times the walker's interval."""
+    out = np.zeros(samples.n_windows)
+    for window, _, rows in walkers(samples):
+        gaps = np.diff(samples.time[rows])
+        interval = float(np.median(gaps)) if len(gaps) else float(samples.time[rows[0]])
+        out[window] += len(rows) * interval
+    return out
+
+
+def _fill(rate: Array, spent: Array, budget: float) -> Array:
+    """Return times t >= 0 of sum ``budget`` that make the sum of rate / (spent + t) least."""
+    root = np.sqrt(np.maximum(rate, 1e-300))
+    # Windows are extended in the order of their present gain rate / spent², until the next one's is not reached any more.
+    order = np.argsort(-root / spent)
+    level, n = 0.0, 0
+    for n in range(1, len(order) + 1):
+        chosen = order[:n]
+        level = (budget + spent[chosen].sum()) / root[chosen].sum()
+        if n == len(order) or level * root[order[n]] <= spent[order[n]]:
+            break
+    out = np.zeros(len(rate))
+    out[order[:n]] = level * root[order[:n]] - spent[order[:n]]
+    return out

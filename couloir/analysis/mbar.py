@@ -118,8 +118,8 @@ def mbar(
     if solver not in SOLVERS:
         raise ConfigError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}")
     target, energies = target_temperature(samples, temperature)
-    if states and not np.isfinite(samples.potential).all():
-        raise DataError("further states need the potential energy of every row", "record it, or give full reduced potentials to solve_mbar")
+    if states:
+        samples.require_potential("further states cannot be combined with windows")
     energies = energies or bool(states)
     mixture = Mixture(samples, target, energies, states)
     if solver == "auto":
@@ -236,11 +236,8 @@ def target_temperature(samples: BiasedSamples, temperature: Any = None) -> tuple
     present = samples.temperatures[samples.counts > 0]
     target = float(present[0]) if temperature is None else convert(temperature, "K", "temperature")
     energies = bool(np.abs(present - target).max() > 1e-9 * target)
-    if energies and not np.isfinite(samples.potential).all():
-        raise DataError(
-            f"windows at {present.min():g} to {present.max():g} K cannot be reweighted to {target:g} K without potential energies",
-            "record the potential energy with the CVs",
-        )
+    if energies:
+        samples.require_potential(f"windows at {present.min():g} to {present.max():g} K cannot be reweighted to {target:g} K")
     return target, energies
 
 

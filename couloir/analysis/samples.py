@@ -122,6 +122,15 @@ class BiasedSamples:
             return np.zeros(len(values))
         return bias.energy(np.asarray(values)[:, [self.column(name) for name in bias.names]])
 
+    def require_potential(self, problem: str) -> None:
+        """Raise a DataError that says ``problem`` and names a row, unless the potential energy of every row was recorded."""
+        bad = np.flatnonzero(~np.isfinite(self.potential))
+        if len(bad):
+            raise DataError(
+                f"{problem} without potential energies: that of row {bad[0]} is {self.potential[bad[0]]} ({len(bad)} such)",
+                "record the potential energy with the CVs, or remove those rows",
+            )
+
     def select(self, rows: Any) -> BiasedSamples:
         """Return the rows given by a mask or index; windows stay as they are, even when they become empty."""
         pick = {name: getattr(self, name)[rows] for name in ("values", "potential", "window", "walker", "time")}
@@ -237,8 +246,7 @@ class BiasedSamples:
         order = np.argsort(self.window, kind="stable")
         energies = self.bias_energies()[:, order]
         if np.ptp(self.temperatures) > 1e-9 * self.temperatures[0]:
-            if not np.isfinite(self.potential).all():
-                raise DataError("windows at several temperatures need the potential energy of every row", "record it with the CVs")
+            self.require_potential("windows at several temperatures cannot be combined")
             energies = energies + self.potential[order]
         return energies / self.kT[:, None], self.counts
 

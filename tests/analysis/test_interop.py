@@ -39,7 +39,7 @@ def test_pymbar_gets_potential_energies_where_temperatures_differ():
 
     samples = wells(seed=2)
     hot = {**samples.__dict__, "temperatures": np.linspace(300.0, 340.0, 8)}
-    with pytest.raises(DataError, match="potential energy of every row"):
+    with pytest.raises(DataError, match="without potential energies: that of row 0 is nan"):
         BiasedSamples(**hot).to_pymbar()
     hot = BiasedSamples(**{**hot, "potential": double_well(samples["x"])})
     u, n = hot.to_pymbar()

@@ -195,6 +195,33 @@ def test_a_row_that_is_not_finite_is_named(samples, row, bad, column):
         replace(samples, values=values)
 
 
+def hot(samples: BiasedSamples, potential: Any) -> BiasedSamples:
+    """The same windows at rising temperatures, with potential energies."""
+    return replace(samples, potential=potential, temperatures=300.0 + 5.0 * np.arange(samples.n_windows))
+
+
+@some
+@given(samples=windows(), row=st.integers(0, 10**6), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
+def test_a_row_without_the_potential_energy_it_needs_is_named(samples, row, bad):
+    potential = np.where(np.arange(len(samples)) == row % len(samples), bad, 0.0)
+    for use in (mbar, BiasedSamples.to_pymbar):
+        with pytest.raises(DataError, match=f"that of row {row % len(samples)} is {bad}"):
+            use(hot(samples, potential))
+
+
+@pytest.mark.parametrize("solver", ["pymbar", "torch"])
+@few
+@given(samples=windows(), constant=st.floats(-1e6, 1e6), seed=st.integers(0, 1000))
+def test_the_zero_of_the_potential_energy_shifts_each_temperature_by_its_beta(solver, samples, constant, seed):
+    potential = np.random.default_rng(seed).normal(0.0, 2.0, len(samples))
+    below, above = hot(samples, potential), hot(samples, potential + constant)
+    before, after = mbar(below, solver=solver), mbar(above, solver=solver)
+    expected = constant / below.kT - constant / below.kT[0]
+    # Energies of 1e6 kJ/mol leave nine digits after the point, and so do their differences.
+    assert alike(after.free_energies - before.free_energies, expected, 1e-5)
+    assert alike(after.weights, before.weights)
+
+
 @pytest.mark.parametrize("estimator", ["wham", "mbar"])
 @few
 @given(samples=windows(), raised=st.integers(0, 5), constant=st.floats(-300.0, 300.0))

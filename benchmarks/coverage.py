@@ -8,9 +8,8 @@ between two basins hold the truth, and how often warnings of trapped walkers are
 where they are not:
 
 * ``double well`` along x, a 6 kT barrier, nothing hidden;
-* ``Mueller-Brown`` along x (kT = 15), where y relaxes inside each window;
-* ``hidden barrier``, its windows reaching the passage through which exchange lets walkers change their hidden mode;
-* the same without passage and exchange, started in both modes: the modes keep the weights of the seeds, so intervals
+* ``hidden barrier`` of 4 kT, which walkers cross now and then, helped by exchange between windows;
+* ``hidden barrier`` of 11 kT without exchange, started in both modes: the modes keep the weights of the seeds, so intervals
   *cannot* be trusted, and a warning has to say so.
 """
 
@@ -29,6 +28,7 @@ import numpy as np
 from benchmarks.results import Row, write_results
 from couloir.analysis import free_energy_surface
 from couloir.analysis.surface import FreeEnergySurface
+from couloir.cv.base import CollectiveVariable
 from couloir.cv.geometric import Coordinate
 from couloir.sampling import ToyEngine, UmbrellaSampling, potentials
 from couloir.sampling.potentials import ToyPotential
@@ -40,10 +40,11 @@ X, Y = Coordinate(0, "x"), Coordinate(1, "y")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A system, its windows along x, and the two basins compared (ranges of x)."""
+    """A system, its windows along a CV, and the two basins compared (ranges of the CV)."""
 
     name: str
     potential: Callable[[], ToyPotential]
+    cv: CollectiveVariable
     kT: float
     time_step: float
     n_windows: int
@@ -59,19 +60,15 @@ class Experiment:
 
 EXPERIMENTS = (
     Experiment(
-        "double well", partial(potentials.double_well, 6.0), 1.0, 2e-3, 12, (-1.5, 1.5), 40.0, ((-1.5, 0.0), (0.0, 1.5)), (), 60.0
+        "double well", partial(potentials.double_well, 6.0), X, 1.0, 2e-3, 12, (-1.5, 1.5), 40.0, ((-1.5, 0.0), (0.0, 1.5)), (), 60.0
     ),
     Experiment(
-        "Mueller-Brown", potentials.mueller_brown, 15.0, 2e-5, 16, (-1.3, 1.0), 1500.0, ((-1.2, -0.3), (0.3, 1.0)), (0.5,), 2.0,
-        limits=(-1.2, 0.9),
+        "hidden barrier of 4 kT", partial(potentials.hidden_barrier, 1.0, 4.0), X, 1.0, 1e-3, 14, (-1.9, 2.0), 20.0,
+        ((-1.9, -0.5), (0.5, 1.9)), (-1.0, 1.0), 400.0, limits=(-1.9, 1.9),
     ),
     Experiment(
-        "hidden barrier, passage in reach", potentials.hidden_barrier, 1.0, 1e-3, 17, (-2.6, 2.0), 20.0, ((-2.0, -0.5), (0.5, 1.9)),
-        (-1.0, 1.0), 400.0, limits=(-2.0, 1.9),
-    ),
-    Experiment(
-        "hidden barrier, walkers trapped", potentials.hidden_barrier, 1.0, 1e-3, 14, (-1.9, 2.0), 20.0, ((-1.9, -0.5), (0.5, 1.9)),
-        (-1.0, 1.0), 60.0, exchange=False, limits=(-1.9, 1.9),
+        "hidden barrier of 11 kT, walkers trapped", potentials.hidden_barrier, X, 1.0, 1e-3, 14, (-1.9, 2.0), 20.0,
+        ((-1.9, -0.5), (0.5, 1.9)), (-1.0, 1.0), 60.0, exchange=False, limits=(-1.9, 1.9),
     ),
 )  # fmt: skip
 
@@ -80,13 +77,13 @@ def run(experiment: Experiment, seed: int) -> tuple[bool, bool, bool]:
     """Carry out one experiment; return whether the intervals of barrier and difference hold the truth, and whether it warned."""
     potential = experiment.potential()
     engine = ToyEngine(potential, kT=experiment.kT, time_step=experiment.time_step, threads=1)
-    windows = UmbrellaSampling.grid(X, experiment.n_windows, experiment.force_constant, range=experiment.span)
+    windows = UmbrellaSampling.grid(experiment.cv, experiment.n_windows, experiment.force_constant, range=experiment.span)
     samples = windows.run(
         engine, starts(engine, windows, experiment), experiment.duration, seed=seed,
         record=(X, Y) if potential.n_dim > 1 else (X,), record_stride=experiment.duration / 400, exchange=experiment.exchange,
     )  # fmt: skip
-    surface = free_energy_surface(samples, "x", bins=experiment.bins, limits=experiment.limits, n_bootstrap=100, seed=seed)
-    truth = exactly(surface, potential, experiment.kT)
+    surface = free_energy_surface(samples, experiment.cv.name, bins=experiment.bins, limits=experiment.limits, n_bootstrap=100, seed=seed)
+    truth = exactly(surface, potential, experiment)
     a, b = experiment.basins
     cells = [int(np.argmin(truth + np.where(_inside(surface.grid[0], r), 0.0, np.inf))) for r in (a, b)]
     between = slice(min(cells), max(cells) + 1)
@@ -103,23 +100,29 @@ def run(experiment: Experiment, seed: int) -> tuple[bool, bool, bool]:
 
 
 def starts(engine: ToyEngine, windows: UmbrellaSampling, experiment: Experiment) -> dict[int, Sequence[State]]:
-    """Return two walkers per window, at its centre; with two values of y one in each mode, as seeds from a model would be."""
+    """Return two walkers per window, at its centre; where there is a y, one in each mode, as seeds from a model would be."""
     if engine.potential.n_dim == 1:
         return {w: [engine.state(float(c))] * 2 for w, (c,) in enumerate(windows.centers)}
-    if len(experiment.starts) == 1:  # y relaxes: begin where it is lowest
-        y = np.linspace(-0.3, 1.8, 400)
-        lowest = [y[np.argmin(engine.energies(np.stack([np.full_like(y, c), y], axis=1)[:, None, :]))] for (c,) in windows.centers]
-        return {w: [engine.state(float(c), float(v))] * 2 for w, ((c,), v) in enumerate(zip(windows.centers, lowest, strict=True))}
     return {w: [engine.state(float(c), y) for y in experiment.starts] for w, (c,) in enumerate(windows.centers)}
 
 
-def exactly(surface: FreeEnergySurface, potential: ToyPotential, kT: float) -> Array:
-    """Return the exact free energy of every cell, averaged over it."""
-    x = surface.grid[0]
+def exactly(surface: FreeEnergySurface, potential: ToyPotential, experiment: Experiment) -> Array:
+    """Return the exact free energy of every cell by quadrature."""
+    x, kT = surface.grid[0], experiment.kT
+    points, energy = _plane(potential)
     width = x[1] - x[0]
-    fine = (x[:, None] + width * (np.arange(20) - 9.5) / 20).ravel()
-    weight = np.exp(-potential.exact_free_energy(fine, kT=kT) / kT).reshape(len(x), 20).mean(axis=1)
+    cell = np.floor((experiment.cv.evaluate(points[:, None, :]) - x[0]) / width + 0.5).astype(int)
+    inside = (cell >= 0) & (cell < len(x))
+    weight = np.bincount(cell[inside], np.exp(-(energy[inside] - energy.min()) / kT), len(x))
     return np.asarray(-kT * np.log(weight))
+
+
+def _plane(potential: ToyPotential, n: int = 1500) -> tuple[Array, Array]:
+    """Return points of a fine grid over the box of a potential (n_points, n_dim), and their energies."""
+    n = n if potential.n_dim > 1 else 100 * n
+    axes = [low + (high - low) * (np.arange(n) + 0.5) / n for low, high in potential.bounds]
+    points = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+    return points, ToyEngine(potential, kT=1.0, time_step=1e-3, threads=1).energies(points[:, None, :])
 
 
 def _inside(x: Array, limits: tuple[float, float]) -> Array:

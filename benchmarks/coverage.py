@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
     arguments = parser.parse_args()
-    repeats = 60 if arguments.scale == "small" else 200
+    repeats = 100 if arguments.scale == "small" else 200
     rows = []
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for experiment in EXPERIMENTS:

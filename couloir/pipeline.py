@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-EXPLORE_CHUNK_FRAMES = 100
-
 
 def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     """Carry a run from wherever it stands to its report; returns its surfaces.

@@ -73,8 +73,7 @@ def allocate(samples: BiasedSamples, time: Any, along: Any = None, *, bins: Any 
     """Return how to spend further ``time`` on the windows so that the surface's mean variance below 8 kT should fall most.
 
     What is expected of the allocation is a lower bound: a short pilot misjudges slow windows, and its plan is then too
-    good to be true.  A gain over spreading the time evenly has not been shown beyond doubt (14 +- 9 % of the squared error
-    on a toy with one slow window); plan in several steps.
+    good to be true.  A gain over spreading the time evenly has not been shown beyond doubt; plan in several steps.
 
     Parameters
     ----------

@@ -108,7 +108,7 @@ def bursts(rng, n, on, off):
     return out
 
 
-def test_rare_visits_keep_their_weight_whenever_they_happen():
+def test_a_mode_visited_nine_times_a_run_keeps_its_weight_whenever_the_visits_happen():
     n, on, off = 1000, 0.01, 0.1
     rng = np.random.default_rng(5)
     means, raw = [], []

@@ -131,8 +131,8 @@ def exchange_report(histories: Sequence[Any], distance: Array) -> ExchangeReport
 
     Parameters
     ----------
-    histories : one per group: ``windows`` (n_places,), ``sources`` (n_attempts, n_places) and ``interval`` in ps, as
-        :func:`couloir.sampling.chunks.exchange_history` returns them.
+    histories : one per group: ``windows`` (n_places,), ``sources`` and ``took_part`` (n_attempts, n_places) and ``interval``
+        in ps, as :func:`couloir.sampling.chunks.exchange_history` returns them.
     distance : (n_windows, n_windows) between window centres, nearest images.
 
     Raises
@@ -151,10 +151,11 @@ def exchange_report(histories: Sequence[Any], distance: Array) -> ExchangeReport
     for history in used:
         places = replica_places(history.sources)
         visited = np.asarray(history.windows)[places]
-        np.add.at(moved, (visited[:-1], visited[1:]), 1)
-        attempts += np.bincount(visited[:-1].ravel(), minlength=n)
-        for replica in visited.T:
-            number, steps = passages(replica, (first, second))
+        active = np.take_along_axis(np.asarray(history.took_part), places[:-1], axis=1)
+        np.add.at(moved, (visited[:-1][active], visited[1:][active]), 1)
+        attempts += np.bincount(visited[:-1][active], minlength=n)
+        for replica, ran in zip(visited.T, active.T, strict=True):
+            number, steps = passages(np.concatenate([replica[:1], replica[1:][ran]]), (first, second))
             counts.append(number)
             under_way.append(steps * history.interval)
     pairs = neighbours(distance)

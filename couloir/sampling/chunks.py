@@ -2,7 +2,7 @@
 
 Chunk c of a walker is a pure function of a state at the end of chunk c-1, the walker's bias and a seed derived from
 (seed, run name, walker, c); so a killed run continues exactly where an uninterrupted one would have gone, whatever the
-number of workers.  Chunks are always finished; whoever reads takes as many records as were asked for.
+number of workers.  Chunks of all walkers go in rounds (:mod:`couloir.sampling.rounds`).  Chunks are always finished; whoever reads takes as many records as were asked for.
 
 With exchange, walkers of one group hand each other their configurations between chunks: the permutation is drawn from
 its exact conditional distribution given the CV values (Gibbs sampling of the state indices, Chodera & Shirts, J. Chem.
@@ -12,7 +12,6 @@ Phys. 135, 194110 (2011), by many pair swaps), as a pure function of the stored 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from couloir.cv.bias import Bias, bias_from_dict
 from couloir.errors import DataError, StoreError
 from couloir.progress import Progress, progress_bar
 from couloir.sampling.engine import Engine, steps
+from couloir.sampling.rounds import Rounds
 from couloir.store import Arrays, Store
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State, Trajectory
@@ -101,20 +101,30 @@ class ChunkedRun:
         """Return how many records a duration holds, rounded up."""
         return math.ceil(round(convert(duration, "ps", "duration") / self.record_stride, 6))
 
-    def advance(self, n_records: int, title: str) -> None:
-        """Continue every walker until it has at least ``n_records`` records."""
-        n_chunks = math.ceil(n_records / self.chunk_records)
-        done = [self.store.count(f"{self.name}/{w}") for w in self.walkers]
+    def advance(self, n_records: int | Sequence[int], title: str) -> None:
+        """Continue every walker until it has at least ``n_records`` records: one number, or one per walker."""
+        wanted = [max(1, math.ceil(n / self.chunk_records)) for n in np.broadcast_to(n_records, len(self.walkers)).tolist()]
+        done, rounds = self._done(), self._rounds()
         time = self.chunk_records * self.record_stride
-        with progress_bar(title, n_chunks * time * len(done), "ps") as bar:
+        with progress_bar(title, sum(map(max, wanted, done)) * time, "ps") as bar:
             bar.advance(sum(done) * time)
-            while min(done) < n_chunks:
-                # The walkers that are furthest behind go first, so that a resumed run falls into step again.
-                number = min(done)
-                behind = [i for i, n in enumerate(done) if n == number]
-                self._chunk(behind, number, bar)
-                for i in behind:
+            while short := [i for i, n in enumerate(wanted) if done[i] < n]:
+                # A round that was begun is finished first, so that a resumed run falls into step again.
+                number = rounds.current(done)
+                before = rounds.chunks_before(number)
+                members = [i for i in rounds.members(number) if done[i] == before[i]]
+                if len(members) == len(rounds.members(number)) and members != short:
+                    members, rounds = short, rounds.then(number, short)
+                    self.store[f"{self.name}/rounds"] = rounds.to_list()
+                self._chunk(members, number, bar)
+                for i in members:
                     done[i] += 1
+
+    def _done(self) -> list[int]:
+        return [self.store.count(f"{self.name}/{w}") for w in self.walkers]
+
+    def _rounds(self) -> Rounds:
+        return Rounds.from_list(len(self.walkers), self.store.get(f"{self.name}/rounds"))
 
     def chunks(self, walker: str) -> list[Arrays]:
         """Return the stored chunks of a walker."""
@@ -125,21 +135,17 @@ class ChunkedRun:
         return np.concatenate([chunk["positions"] for chunk in self.chunks(walker)]).astype(np.float64)
 
     def starts(self, number: int) -> list[State]:
-        """Return the state in which each walker begins chunk ``number``, exchanges included."""
+        """Return the state in which each walker begins round ``number``, exchanges included."""
         if number == 0:
             return list(self.states)
-        ends = [self.store.chunk(f"{self.name}/{walker}", number - 1) for walker in self.walkers]
+        rounds = self._rounds()
+        last = rounds.chunks_before(number) - 1
+        ends = [self.store.chunk(f"{self.name}/{walker}", int(i)) for walker, i in zip(self.walkers, last, strict=True)]
         order = list(range(len(ends)))
         if self.groups:
-            names = [cv.name for cv in self.record]
-            sources = _sources(
-                self.groups,
-                self.biases,
-                names,
-                np.array([end["values"][-1] for end in ends]),
-                self.engine.kT,
-                (self.seed, self.name, number),
-            )
+            names, values = [cv.name for cv in self.record], np.array([end["values"][-1] for end in ends])
+            key = (self.seed, self.name, number)
+            sources = _sources(self.groups, rounds.members(number), self.biases, names, values, self.engine.kT, key)
             for group, new in zip(self.groups, sources, strict=True):
                 for place, source in zip(group, new, strict=True):
                     order[place] = group[source]
@@ -147,7 +153,7 @@ class ChunkedRun:
 
     def _chunk(self, members: Sequence[int], number: int, bar: Progress) -> None:
         time = self.chunk_records * self.record_stride
-        starts, committed = self.starts(number), perf_counter()
+        starts, chunk, committed = self.starts(number), self._rounds().chunks_before(number), perf_counter()
         pending: dict[str, Arrays] = {}
 
         def commit() -> None:
@@ -171,7 +177,7 @@ class ChunkedRun:
                 bias=[self.biases[i] for i in members],
                 record=self.record,
                 record_stride=self.record_stride,
-                seed=[integer_seed(self.seed, self.name, self.walkers[i], number) for i in members],
+                seed=[integer_seed(self.seed, self.name, self.walkers[i], int(chunk[i])) for i in members],
                 on_result=keep,
             )
         finally:
@@ -203,11 +209,13 @@ class ExchangeHistory:
     ----------
     windows : (n_places,) the window of each place of the group.
     sources : (n_attempts, n_places) the place whose configuration each place was given.
+    took_part : (n_attempts, n_places) whether the place was run on; windows that need no more time stand aside.
     interval : time between attempts, ps.
     """
 
     windows: npt.NDArray[np.int64]
     sources: npt.NDArray[np.int64]
+    took_part: npt.NDArray[np.bool_]
     interval: float
 
 
@@ -227,36 +235,57 @@ def exchange_history(store: Store, name: str) -> list[ExchangeHistory]:
     walkers, groups, biases = plan["walkers"], plan["groups"], [None if b is None else bias_from_dict(b) for b in plan["biases"]]
     if not groups:
         return []
-    number = min(store.count(f"{name}/{w}") for w in walkers)
-    series = [itertools.islice(store.chunks(f"{name}/{w}"), max(number - 1, 0)) for w in walkers]
-    ends = np.array([[chunk["values"][-1] for chunk in chunks] for chunks in series])
+    done = [store.count(f"{name}/{w}") for w in walkers]
+    rounds = Rounds.from_list(len(walkers), store.get(f"{name}/rounds"))
+    ends = [np.array([chunk["values"][-1] for chunk in store.chunks(f"{name}/{w}")]) for w in walkers]
     kT = GAS_CONSTANT * plan["temperature"]
-    drawn = [_sources(groups, biases, plan["record"], ends[:, i], kT, (plan["seed"], name, i + 1)) for i in range(max(number - 1, 0))]
+    drawn, took_part = [], []
+    for number in range(1, rounds.current(done)):
+        last, members = rounds.chunks_before(number) - 1, rounds.members(number)
+        values = np.array([end[i] for end, i in zip(ends, last, strict=True)])
+        drawn.append(_sources(groups, members, biases, plan["record"], values, kT, (plan["seed"], name, number)))
+        took_part.append(np.isin(np.arange(len(walkers)), members))
     window = np.array([int(w[1:5]) for w in walkers])
     interval = plan["chunk_records"] * plan["record_steps"] * plan["time_step"]
+    shape = len(drawn), len(walkers)
     return [
-        ExchangeHistory(window[group], np.array([d[g] for d in drawn], dtype=np.int64).reshape(-1, len(group)), interval)
+        ExchangeHistory(
+            window[group],
+            np.array([d[g] for d in drawn], dtype=np.int64).reshape(-1, len(group)),
+            np.array(took_part, dtype=bool).reshape(shape)[:, group],
+            interval,
+        )
         for g, group in enumerate(groups)
     ]
 
 
 def _sources(
     groups: Sequence[Sequence[int]],
+    members: Sequence[int],
     biases: Sequence[Bias | None],
     names: Sequence[str],
     ends: Array,
     kT: float,
     key: tuple[int, str, int],
 ) -> list[list[int]]:
-    """Return, per group, the place whose configuration each place gets before chunk ``key[2]``, given the last CV values of all."""
+    """Return, per group, the place whose configuration each place gets before round ``key[2]``, given the last CV values of all.
+
+    Walkers that are no members keep theirs.
+    """
     seed, name, number = key
-    out = []
+    out, taking_part = [], set(members)
     for g, group in enumerate(groups):
-        values, rows = ends[list(group)], []
-        for bias in (biases[i] for i in group):
+        places = [place for place, i in enumerate(group) if i in taking_part]
+        values, rows = ends[[group[place] for place in places]], []
+        for bias in (biases[group[place]] for place in places):
             columns = [] if bias is None else [names.index(n) for n in bias.names]
             rows.append(np.zeros(len(values)) if bias is None else bias.energy(values[:, columns]))
-        out.append(gibbs_permutation(np.array(rows) / kT, stream(seed, name, "exchange", g, number)))
+        sources = list(range(len(group)))
+        if places:
+            order = gibbs_permutation(np.array(rows) / kT, stream(seed, name, "exchange", g, number))
+            for place, source in zip(places, order, strict=True):
+                sources[place] = places[source]
+        out.append(sources)
     return out
 
 

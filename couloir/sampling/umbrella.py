@@ -144,7 +144,8 @@ class UmbrellaSampling:
         Parameters
         ----------
         seeds : what :func:`seed_windows` returned, or window number -> starting states (one walker each).
-        duration : time per walker; rounded up to whole records.
+        duration : time per walker, one value or one per window; rounded up to whole records.  Windows that are given more
+            go on, and exchange, among themselves.
         record : further CVs to record.
         record_stride : time between records; default 100 time steps.
         exchange : let windows exchange configurations every ``EXCHANGE_RECORDS`` records (replica exchange by Gibbs
@@ -179,10 +180,15 @@ class UmbrellaSampling:
             chunk_records=EXCHANGE_RECORDS if exchange else CHUNK_RECORDS,
             groups=_sets(walkers) if exchange else (),
         )
-        return self._until(self._run.n_records(duration))
+        return self._until(self._durations(duration))
 
     def extend(self, samples: BiasedSamples, duration: Any) -> BiasedSamples:
         """Run every walker of the last :meth:`run` for another ``duration``; returns old and new rows together.
+
+        Parameters
+        ----------
+        samples : what the last call returned.
+        duration : further time per walker, one value or one per window (zero for those that need none).
 
         Raises
         ------
@@ -190,7 +196,9 @@ class UmbrellaSampling:
         """
         if self._run is None:
             raise DataError("there is nothing to extend", "call run first (with the same store it picks up where it was)")
-        return self._until(self._run.n_records(float(samples.time.max()) + convert(duration, "ps", "duration")))
+        so_far = np.zeros(len(self))
+        np.maximum.at(so_far, samples.window, samples.time)
+        return self._until(so_far + self._durations(duration))
 
     def exchange_report(self) -> ExchangeReport:
         """Return what windows exchanged in the last :meth:`run`: shares, round trips and their mean time.
@@ -203,17 +211,28 @@ class UmbrellaSampling:
             raise DataError("nothing has been run", "call run first (with the same store it picks up where it was)")
         return stored_exchange(self._run.store, self, self._run.name)
 
-    def _until(self, n_records: int) -> BiasedSamples:
+    def _durations(self, duration: Any) -> Array:
+        """Return ps per walker of each window, (n_windows,)."""
+        each = duration if isinstance(duration, (list, tuple, np.ndarray)) else [duration] * len(self)
+        if len(each) != len(self):
+            raise DataError(f"{len(each)} durations for {len(self)} windows", "give one for all, or one per window")
+        return np.array([convert(time, "ps", "duration") for time in each])
+
+    def _until(self, durations: Array) -> BiasedSamples:
         run = self._run
         assert run is not None
-        run.advance(n_records, f"{len(self)} windows, {len(run.walkers)} walkers")
+        records = np.array([run.n_records(float(time)) for time in durations])
+        if (records < 1).any():
+            raise DataError(f"window {int(np.argmin(records))} gets no time", "give every window a positive duration")
+        home = [int(walker[1:5]) for walker in run.walkers]
+        run.advance([int(records[w]) for w in home], f"{len(self)} windows, {len(run.walkers)} walkers")
         parts: dict[str, list[Any]] = {key: [] for key in ("values", "potential", "window", "walker", "time")}
-        for number, walker in enumerate(run.walkers):
+        for number, (walker, window) in enumerate(zip(run.walkers, home, strict=True)):
             chunks = run.chunks(walker)
-            values = np.concatenate([c["values"] for c in chunks])[:n_records]
+            values = np.concatenate([c["values"] for c in chunks])[: records[window]]
             parts["values"].append(values)
-            parts["potential"].append(np.concatenate([c["potential"] for c in chunks])[:n_records])
-            parts["window"].append(np.full(len(values), int(walker[1:5])))
+            parts["potential"].append(np.concatenate([c["potential"] for c in chunks])[: records[window]])
+            parts["window"].append(np.full(len(values), window))
             parts["walker"].append(np.full(len(values), number))
             parts["time"].append(run.record_stride * np.arange(1, len(values) + 1))
         return BiasedSamples(

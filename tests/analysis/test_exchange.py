@@ -19,7 +19,7 @@ LINE = np.abs(np.arange(3.0)[:, None] - np.arange(3.0)[None])
 
 
 def _history(sources: list[list[int]], interval: float = 2.0) -> ExchangeHistory:
-    return ExchangeHistory(np.arange(len(sources[0])), np.array(sources), interval)
+    return ExchangeHistory(np.arange(len(sources[0])), np.array(sources), np.ones(np.shape(sources), dtype=bool), interval)
 
 
 def test_a_rotating_permutation_carries_every_replica_around() -> None:
@@ -87,6 +87,15 @@ def test_the_history_of_a_run_is_the_one_its_walkers_followed() -> None:
     assert report.left.min() > 0.2
     assert report.round_trips.mean() > 1
     assert report.findings == ()
+
+
+def test_a_window_that_stands_aside_counts_neither_attempts_nor_time() -> None:
+    took_part = np.array([[True, True, True], [True, True, False], [True, True, False]])
+    history = ExchangeHistory(np.arange(3), np.array([[1, 0, 2], [1, 0, 2], [0, 1, 2]]), took_part, 2.0)
+    report = exchange_report([history], np.abs(np.subtract.outer(np.arange(3.0), np.arange(3.0))))
+    np.testing.assert_allclose(report.left, [2 / 3, 2 / 3, 0.0])
+    # The replica that waits in window 2 is under way for one attempt of 2 ps, the two others for three: no passage in 14 ps.
+    assert report.round_trip_time == np.inf
 
 
 def test_without_exchange_there_is_nothing_to_report() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Coordinate, Dihedral
 from couloir.errors import DataError, StoreError
 from couloir.sampling.chunks import gibbs_permutation
-from couloir.sampling.potentials import double_well, hidden_barrier
+from couloir.sampling.potentials import double_well, harmonic, hidden_barrier
 from couloir.sampling.toy import ToyEngine
 from couloir.sampling.umbrella import UmbrellaSampling, stored_frames
 from couloir.store import Store
@@ -110,6 +112,62 @@ def test_a_store_half_way_through_a_round_of_exchanges_continues_as_if_nothing_h
             part.append({series: chunk})
     windows.run(engine, _states(windows), 5.0, seed=2, store=part)
     assert part.digest("umbrella") == whole.digest("umbrella")
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_windows_given_unequal_times_continue_among_themselves_and_resume_exactly(exchange: bool) -> None:
+    engine, windows = _engine(), _windows(4)
+    times = np.array([2.0, 6.0, 3.0, 2.0])
+    settings: dict[str, Any] = {"seed": 3, "record_stride": 0.05, "exchange": exchange}
+    at_once = windows.run(engine, _states(windows), times, **settings)
+    store = Store()
+    for number in range(1, 7):
+        _stop_after(store, number)
+        with contextlib.suppress(KeyboardInterrupt):
+            _windows(4).run(engine, _states(windows), np.minimum(times, 1.0 * number), **settings, store=store)
+        store.__dict__.pop("append", None)
+    in_steps = _windows(4)
+    again = in_steps.run(engine, _states(windows), times, **settings, store=store)
+    assert again.counts.tolist() == [80, 240, 120, 80]
+    np.testing.assert_array_equal(at_once.values, again.values)
+    if exchange:
+        report = in_steps.exchange_report()
+        assert report.n_attempts == 2 * 11
+    everything = in_steps.extend(again, times.max() - times)
+    assert everything.counts.tolist() == [240] * 4
+    np.testing.assert_array_equal(everything.values[everything.walker == 2], again.values[again.walker == 2])
+
+
+def _stop_after(store: Store, n_commits: int) -> None:
+    """Interrupt the run that writes to this store once it has committed so many times."""
+    append, left = store.append, itertools.count(n_commits, -1)
+
+    def once(chunks: Any) -> None:
+        append(chunks)
+        if next(left) == 1:
+            raise KeyboardInterrupt
+
+    store.append = once  # type: ignore[method-assign]
+
+
+def test_unequal_times_with_exchange_leave_every_window_its_distribution() -> None:
+    engine = ToyEngine(harmonic((1.0,)), kT=1.0, time_step=2e-2)
+    windows = UmbrellaSampling.grid(X, 4, 1.0, range=(-1.5, 1.5))
+    samples = windows.run(engine, _states(windows, 8), [100.0, 800.0, 400.0, 100.0], seed=11, record_stride=0.2)
+    for w, center in enumerate(windows.centers[:, 0]):
+        values = samples["x"][samples.window == w]
+        # U + bias: centre c / 2 and variance 1/2, which Euler-Maruyama with step h widens by 1 / (1 - h); relaxation time 1/2.
+        error = np.sqrt(0.5 * 2 * 0.5 / (8 * [100.0, 800.0, 400.0, 100.0][w]))
+        assert abs(values.mean() - center / 2) < 4.5 * error
+        assert values.var() == pytest.approx(0.5 / 0.98, rel=4.5 * np.sqrt(2 * 0.5 / (8 * [100.0, 800.0, 400.0, 100.0][w])))
+
+
+def test_times_must_be_one_per_window_and_positive() -> None:
+    windows = _windows(3)
+    with pytest.raises(DataError, match="2 durations for 3 windows"):
+        windows.run(_engine(), _states(windows), [1.0, 2.0], seed=0)
+    with pytest.raises(DataError, match="window 1 gets no time"):
+        windows.run(_engine(), _states(windows), [1.0, 0.0, 1.0], seed=0)
 
 
 def test_exchange_draws_permutations_with_their_exact_probabilities() -> None:

@@ -13,7 +13,7 @@ tried is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BELOW = 8.0
 """kT above the minimum up to which cells count."""
 _ROUNDS = 4
+_POWER = 4
+"""Cells count by this power of their variance when the largest is to fall."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +45,8 @@ class Allocation:
     ----------
     extra : (n_windows,) further time, ps, over all walkers of the window; sums to what was asked for.
     spent : (n_windows,) time behind the samples, ps.
-    variance : (n_windows,) what each window adds to the mean variance of the surface below 8 kT, kT².
-    error, expected, uniform : root mean variance now, after ``extra``, and after the same time spread evenly, kT.
+    variance : (n_windows,) what each window adds to the variance that is to fall, kT².
+    error, expected, uniform : its root now, after ``extra``, and after the same time spread evenly, kT.
     """
 
     extra: Array
@@ -69,17 +71,28 @@ class Allocation:
         return f"{head}: {errors}\n  most: {chosen}"
 
 
-def allocate(samples: BiasedSamples, time: Any, along: Any = None, *, bins: Any = None, limits: Any = None) -> Allocation:
-    """Return how to spend further ``time`` on the windows so that the surface's mean variance below 8 kT should fall most.
+def allocate(
+    samples: BiasedSamples,
+    time: Any,
+    along: Any = None,
+    *,
+    aim: Literal["mean", "largest"] = "mean",
+    least: float = 0.0,
+    bins: Any = None,
+    limits: Any = None,
+) -> Allocation:
+    """Return how to spend further ``time`` on the windows so that the surface's variance below 8 kT should fall most.
 
     What is expected of the allocation is a lower bound: a short pilot misjudges slow windows, and its plan is then too
-    good to be true.  A gain over spreading the time evenly has not been shown beyond doubt; plan in several steps.
+    good to be true.  Plan in several steps, and give every window at least something.
 
     Parameters
     ----------
     samples : what windows at one temperature have recorded; leave transients out (``analysis.equilibrated``).
     time : ps to spend in total, over all windows and walkers.
     along, bins, limits : the surface, as for :func:`couloir.analysis.free_energy_surface`; default the (first two) biased CVs.
+    aim : what is to fall: the mean variance of the cells, or the largest.
+    least : share of ``time`` that is spread evenly whatever the plan says, 0 ... 1.
 
     Raises
     ------
@@ -95,22 +108,23 @@ def allocate(samples: BiasedSamples, time: Any, along: Any = None, *, bins: Any 
         raise DataError("windows at several temperatures cannot be compared in time", "allocate for each temperature apart")
     response = _Response(samples, biased_names(samples)[:2] if along is None else along, bins, limits)
     spent = _time_spent(samples)
-    variance = response.variances(np.ones(samples.n_windows))
     even = np.full(len(spent), budget / len(spent))
 
-    def expected(extra: Array) -> Array:
-        return response.variances(1.0 + extra / spent)
+    def expected(extra: Array) -> tuple[Array, float]:
+        return _of_interest(response.variances(1.0 + extra / spent), aim)
 
-    uniform = float(expected(even).sum())
-    extra, best = even, uniform
-    neyman = _fill(variance * spent, spent, budget)
+    floor = least * even
+    variance, now = expected(np.zeros(len(spent)))
+    uniform = expected(even)[1]
+    rate, extra, best = variance * spent, even, uniform
     for _ in range(_ROUNDS):
-        for trial in (neyman, 0.5 * (neyman + extra)):
-            then = expected(trial)
-            if then.sum() < best:
-                extra, best = trial, float(then.sum())
-        neyman = _fill(expected(extra) * (spent + extra), spent, budget)
-    return Allocation(extra, spent, variance, float(np.sqrt(variance.sum())), float(np.sqrt(best)), float(np.sqrt(uniform)))
+        plan = floor + _fill(rate, spent + floor, (1 - least) * budget)
+        for trial in (plan, 0.5 * (plan + extra)):
+            then = expected(trial)[1]
+            if then < best:
+                extra, best = trial, then
+        rate = expected(extra)[0] * (spent + extra)
+    return Allocation(extra, spent, variance, float(np.sqrt(now)), float(np.sqrt(best)), float(np.sqrt(uniform)))
 
 
 def window_variances(samples: BiasedSamples, along: Any, *, bins: Any = None, limits: Any = None) -> Array:
@@ -118,7 +132,18 @@ def window_variances(samples: BiasedSamples, along: Any, *, bins: Any = None, li
 
     Arguments and errors are those of :func:`allocate`.
     """
-    return _Response(samples, along, bins, limits).variances(np.ones(samples.n_windows))
+    return np.asarray(_Response(samples, along, bins, limits).variances(np.ones(samples.n_windows)).mean(axis=1))
+
+
+def _of_interest(variances: Array, aim: str) -> tuple[Array, float]:
+    """Return what each window adds, (n_windows,), to the mean or the largest of the cells' variances, and that variance.
+
+    The largest is approached as a p-norm, so that cells nearly as bad count too: moving time to the worst cell alone
+    would make the next one the worst.
+    """
+    total = variances.sum(axis=0)
+    weight = np.ones(len(total)) if aim == "mean" else (total / total.max()) ** _POWER
+    return variances @ (weight / weight.sum()), float(total.mean() if aim == "mean" else total.max())
 
 
 class _Response:
@@ -130,13 +155,21 @@ class _Response:
         sets, solution, _ = solve_connected(states, samples)
         if len(sets) > 1:
             raise DataError(f"{len(sets)} sets of windows share no samples", "insert windows between them before extending any")
-        self.window, self.index, self.cell, self.n_cells = samples.window, states.index, grid.cells(samples), int(np.prod(grid.shape))
+        cell = grid.cells(samples)
+        log_mixture = np.logaddexp.reduce(np.log(states.counts)[:, None] + solution.free_energies[:, None] - states.reduced, axis=0)
+        weight = np.exp(-log_mixture - states.target)[states.index]
+        population = np.bincount(cell[cell >= 0], weight[cell >= 0], int(np.prod(grid.shape)))
+        counted = population > population.max() * np.exp(-_BELOW)
+        # Only cells that count are kept: number them anew.
+        new = np.where(counted, np.cumsum(counted) - 1, -1)
+        self.n_cells = int(counted.sum())
+        self.window, self.index, self.cell = samples.window, states.index, np.where(cell >= 0, new[np.maximum(cell, 0)], -1)
         self.counts, self.blocks = states.counts, make_blocks(samples)
         self.logits = solution.free_energies[:, None] - states.reduced
         self.target = states.target
 
     def variances(self, longer: Array) -> Array:
-        """Return the contribution of each window (n_windows,) if its time were ``longer`` (n_windows,) times what it is."""
+        """Return what windows add to the variance of cells, (n_windows, n_cells) in kT², run ``longer`` (n_windows,) times."""
         n_windows, n_bins = self.logits.shape
         logits = self.logits + np.log(self.counts * longer)[:, None]
         log_mixture = np.logaddexp.reduce(logits, axis=0)
@@ -147,24 +180,27 @@ class _Response:
         use = self.cell >= 0
         cell, index, own = self.cell[use], self.index[use], longer[self.window[use]]
         population = np.bincount(cell, own * weight[index], self.n_cells)
-        slope = np.zeros((self.n_cells, n_windows))
-        np.add.at(slope, cell, own[:, None] * (chance * weight).T[index])
+        slope = _sum_by(cell, index, own, (self.n_cells, n_bins)) @ (chance * weight).T
         n_blocks = len(self.blocks.window)
-        pushed, direct = np.zeros((n_blocks, n_windows)), np.zeros((n_blocks, self.n_cells))
-        np.add.at(pushed, self.blocks.block, chance.T[self.index])
-        np.add.at(direct, (self.blocks.block[use], cell), weight[index])
+        pushed = _sum_by(self.blocks.block, self.index, np.ones(len(self.index)), (n_blocks, n_bins)) @ chance.T
+        direct = _sum_by(self.blocks.block[use], cell, weight[index], (n_blocks, self.n_cells))
         # More weight pushes f down by the inverse Hessian (that of a window's blocks together is fixed: -N_k f_k does not
         # move), and a bin's weight, the inverse of its mixture, falls by p_k for every rise of f_k.
-        change = direct + (pushed @ inverse) @ slope.T
-        inside = population > population.max() * np.exp(-_BELOW)
-        relative, share = change[:, inside] / population[inside], population[inside] / population[inside].sum()
-        relative = relative - (relative @ share)[:, None]
-        out = np.zeros(n_windows)
+        relative = (direct + (pushed @ inverse) @ slope.T) / population
+        relative = relative - (relative @ (population / population.sum()))[:, None]
+        out = np.zeros((n_windows, self.n_cells))
         for k in range(n_windows):
             mine = relative[self.blocks.window == k]
             # A window r times as long holds r times as many such blocks.
-            out[k] = longer[k] * len(mine) / max(len(mine) - 1, 1) * float(((mine - mine.mean(axis=0)) ** 2).sum(axis=0).mean())
+            out[k] = longer[k] * len(mine) / max(len(mine) - 1, 1) * ((mine - mine.mean(axis=0)) ** 2).sum(axis=0)
         return out
+
+
+def _sum_by(row: Any, column: Any, values: Array, shape: tuple[int, int]) -> Any:
+    """Return a sparse matrix of sums of ``values`` by row and column."""
+    from scipy.sparse import coo_array
+
+    return coo_array((values, (row, column)), shape=shape).tocsr()
 
 
 def _time_spent(samples: BiasedSamples) -> Array:

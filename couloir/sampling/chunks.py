@@ -2,7 +2,8 @@
 
 Chunk c of a walker is a pure function of a state at the end of chunk c-1, the walker's bias and a seed derived from
 (seed, run name, walker, c); so a killed run continues exactly where an uninterrupted one would have gone, whatever the
-number of workers.  Chunks of all walkers go in rounds (:mod:`couloir.sampling.rounds`).  Chunks are always finished; whoever reads takes as many records as were asked for.
+number of workers.  Chunks of all walkers go in rounds (:mod:`couloir.sampling.rounds`).  Chunks are always finished;
+whoever reads takes as many records as were asked for.
 
 With exchange, walkers of one group hand each other their configurations between chunks: the permutation is drawn from
 its exact conditional distribution given the CV values (Gibbs sampling of the state indices, Chodera & Shirts, J. Chem.
@@ -268,7 +269,7 @@ def _sources(
     kT: float,
     key: tuple[int, str, int],
 ) -> list[list[int]]:
-    """Return, per group, the place whose configuration each place gets before round ``key[2]``, given the last CV values of all.
+    """Return, per group, the place whose configuration each place gets before round ``key[2]``, given all last CV values.
 
     Walkers that are no members keep theirs.
     """

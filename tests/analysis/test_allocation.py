@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from couloir.analysis import BiasedSamples, free_energy_surface
-from couloir.analysis.allocation import allocate, window_variances
+from couloir.analysis.allocation import _Response, allocate, window_variances
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError
@@ -50,6 +50,24 @@ def test_time_goes_to_the_window_that_the_error_comes_from() -> None:
     assert plan.expected < plan.uniform < plan.error
     np.testing.assert_allclose(plan.spent, 2000.0)
     assert "most: window 1" in str(plan)
+
+
+def test_the_largest_error_is_brought_down_further_when_it_is_the_aim() -> None:
+    samples = _samples(np.full(5, 2000), seed=1)
+    plans = {aim: allocate(samples, 4000.0, "x", aim=aim, bins=20, limits=LIMITS) for aim in ("mean", "largest")}
+    response = _Response(samples, "x", 20, LIMITS)
+    worst = {aim: float(response.variances(1 + plan.extra / plan.spent).sum(axis=0).max()) for aim, plan in plans.items()}
+    assert plans["largest"].expected == pytest.approx(np.sqrt(worst["largest"]))
+    assert worst["largest"] <= worst["mean"]
+    assert plans["largest"].expected < plans["largest"].uniform
+
+
+def test_a_share_of_the_time_is_spread_evenly_when_asked() -> None:
+    samples = _samples(np.full(5, 2000), seed=1)
+    plan = allocate(samples, 4000.0, "x", least=0.5, bins=20, limits=LIMITS)
+    assert plan.extra.sum() == pytest.approx(4000.0)
+    assert plan.extra.min() >= 0.5 * 4000 / 5 - 1e-9
+    assert np.argmax(plan.extra) == SLOW
 
 
 def test_contributions_add_up_to_the_bootstrap_variance() -> None:

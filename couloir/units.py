@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from couloir.errors import UnitError, nearest
+from couloir.errors import DataError, UnitError, nearest
 
 GAS_CONSTANT = 8.31446261815324e-3
 """Molar gas constant in kJ/mol/K (CODATA 2018)."""
@@ -61,6 +61,20 @@ def convert(value: Any, unit: str, name: str = "value") -> float:
         ) from None
     if not math.isfinite(number):
         raise UnitError(f"{name} = {value!r} is not finite", f"give a finite number in {unit}")
+    return number
+
+
+def positive(value: Any, unit: str, name: str = "value") -> float:
+    """Convert as :func:`convert` does, and refuse a number that is not above zero.
+
+    Raises
+    ------
+    DataError : the number is zero or negative.
+    UnitError : as :func:`convert`.
+    """
+    number = convert(value, unit, name)
+    if number <= 0:
+        raise DataError(f"{name} = {value} is not positive", f'give something like "{f"1 {unit}" if unit else 1}"')
     return number
 
 

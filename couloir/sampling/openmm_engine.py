@@ -23,7 +23,7 @@ from couloir.sampling._pool import available_cores, run_tasks
 from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
 from couloir.sampling.platforms import PlatformSpeed, available_platforms, platform_properties, time_platforms
 from couloir.trajectory import Array, Series, State, Trajectory
-from couloir.units import convert, kt
+from couloir.units import kt, positive
 
 if TYPE_CHECKING:
     from couloir.sampling.molecule import MolecularSystem
@@ -52,7 +52,8 @@ class OpenMMEngine:
 
     Raises
     ------
-    ConfigError : the platform does not exist here, or a number is out of range.
+    ConfigError : the platform does not exist here.
+    DataError : a number is not positive.
     UnitError : a value has a unit that does not fit.
     """
 
@@ -67,9 +68,9 @@ class OpenMMEngine:
         platform_properties: Mapping[str, str] | None = None,
     ) -> None:
         self.molecule = molecule
-        self.temperature = _positive(temperature, "K", "temperature")
-        self.time_step = _positive(time_step, "ps", "time_step")
-        self.friction = _positive(friction, "1/ps", "friction")
+        self.temperature = positive(temperature, "K", "temperature")
+        self.time_step = positive(time_step, "ps", "time_step")
+        self.friction = positive(friction, "1/ps", "friction")
         if platform != "auto" and platform not in available_platforms():
             raise ConfigError(f"there is no OpenMM platform {platform!r} here{nearest(platform, ['auto', *available_platforms()])}")
         if workers is not None and workers < 1:
@@ -310,10 +311,3 @@ class OpenMMEngine:
         record = len(result.potential) + 1
         frame = f" (frame {(record - 1) // frame_every + 1})" if frame_every else ""
         return f"walker {result.index} broke down before record {record}{frame}, t = {record * stride:g} ps: {result.failure}"
-
-
-def _positive(value: Any, unit: str, name: str) -> float:
-    number = convert(value, unit, name)
-    if number <= 0:
-        raise ConfigError(f"{name} = {value} is not positive", f'give something like "1 {unit}"')
-    return number

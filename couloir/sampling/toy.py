@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,17 +23,15 @@ from couloir.cv.bias import Bias
 from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError, nearest
 from couloir.sampling import toy_kernels
-from couloir.sampling._pool import available_cores
 from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
 from couloir.sampling.potentials import ToyPotential
-from couloir.sampling.toy_terms import Compiled, biases_on, check_biases, compile_walkers
+from couloir.sampling.toy_blocks import Block, Dynamics, Task, advance
+from couloir.sampling.toy_terms import biases_on, check_biases, compile_walkers
 from couloir.trajectory import Array, Series, State, Trajectory
-from couloir.units import GAS_CONSTANT, convert
+from couloir.units import GAS_CONSTANT, convert, positive
 
 _BLOCK_STEPS = 2**24  # about a second of one walker: how long an interrupt may have to wait
 _FIRST_BLOCK = 1024  # records; walkers that may stop early do not allocate for their whole time limit
-
-Ints = npt.NDArray[np.int64]
 
 
 class ToyEngine:
@@ -74,17 +69,17 @@ class ToyEngine:
         threads: int | None = None,
     ) -> None:
         self.potential = potential
-        self._kT = _positive(kT, "kJ/mol", "kT")
+        self._kT = positive(kT, "kJ/mol", "kT")
         self.temperature = self._kT / GAS_CONSTANT
-        self.time_step = _positive(time_step, "ps", "time_step")
-        self.mass = _positive(masses, "amu", "masses")
+        self.time_step = positive(time_step, "ps", "time_step")
+        self.mass = positive(masses, "amu", "masses")
         self.underdamped = friction is not None
         self.threads = threads
         d = potential.n_dim
-        frictions = _each(friction, d, "1/ps", "friction", positive=True) if self.underdamped else np.ones(d)
+        frictions = _each(friction, d, "1/ps", "friction", positive) if self.underdamped else np.ones(d)
         if self.underdamped and not np.all(np.asarray(mobility) == 1.0):
             raise DataError("mobility belongs to overdamped dynamics", "set the time scale of an underdamped engine by its friction")
-        self._mobility = 1 / (self.mass * frictions) if self.underdamped else _each(mobility, d, "", "mobility", positive=True)
+        self._mobility = 1 / (self.mass * frictions) if self.underdamped else _each(mobility, d, "", "mobility", positive)
         thermal = np.sqrt(2 * self._kT * self._mobility)
         given = noise if isinstance(noise, (list, tuple, np.ndarray)) else [noise] * d
         if len(given) != d:
@@ -98,7 +93,8 @@ class ToyEngine:
             if axis not in potential.names and axis not in range(d):
                 raise DataError(f"driven names {axis!r}, which is no coordinate{nearest(str(axis), potential.names)}")
             self._driven[potential.names.index(axis) if isinstance(axis, str) else axis] = True
-        self._coefficients = self._integrator(frictions)
+        drift_force = self._drift / self._mobility
+        self._dynamics = Dynamics(potential, self._driven, drift_force, self.underdamped, self._integrator(frictions))
 
     def _integrator(self, friction: Array) -> Array:
         """Coefficients of one step, as ``toy_kernels.propagate_block`` takes them."""
@@ -170,25 +166,26 @@ class ToyEngine:
     ) -> list[Trajectory]:
         """Propagate a batch of walkers; see :class:`couloir.sampling.Engine` for the arguments.
 
-        Harmonic and flat-bottom biases on :class:`~couloir.cv.geometric.Coordinate` CVs, and stop regions of intervals
+        Harmonic and flat-bottom biases on coordinates (:class:`~couloir.cv.geometric.Coordinate`) or their linear
+        combinations without a period (:class:`~couloir.cv.composite.LinearCombination`), and stop regions of intervals
         on them, run inside the compiled loop; any other CV, bias or region takes the same steps with the same random
-        numbers in NumPy.  Overdamped trajectories and their ``last`` have no velocities.
+        numbers in NumPy, about a thousand times slower.  Overdamped trajectories and their ``last`` have no velocities.
         """
         start = as_states(states)
         biases, seeds = per_walker_biases(bias, len(start)), per_walker_seeds(seed, len(start))
         n_records, n_steps, per_frame = schedule(duration, stride, record_stride, self.time_step)
         x, v, rng = self._start(start, seeds)
         extra = [] if stop is None else [cv for cv in stop.cvs if cv.name not in {c.name for c in record}]
-        task = _Task(x, v, rng, tuple(record), (*record, *extra), biases, stop, n_records, n_steps, per_frame, velocities)
+        task = Task(x, v, rng, tuple(record), (*record, *extra), biases, stop, n_records, n_steps, per_frame, velocities)
         check_biases(biases, record)
         fast = compile_walkers(task.cvs, biases, stop, self.potential.n_dim)
-        blocks: list[list[_Block]] = [[] for _ in start]
+        blocks: list[list[Block]] = [[] for _ in start]
         out: dict[int, Trajectory] = {}
         active, at, size = np.arange(len(start)), 0, _FIRST_BLOCK if stop is not None else n_records
         while len(active):
             n = min(size, max(1, _BLOCK_STEPS // n_steps), n_records - at)
             n = min(n_records - at, -(-n // per_frame) * per_frame if per_frame else n)
-            for w, block in zip(active, self._advance(task, fast, active, n), strict=True):
+            for w, block in zip(active, advance(self._dynamics, task, fast, active, n, self.threads), strict=True):
                 blocks[w].append(block)
             at, size = at + n, size * 2
             ready = [int(w) for w in active if task.finished[w] or at == n_records]
@@ -234,7 +231,7 @@ class ToyEngine:
 
             options = {"gtol": limit, "ftol": 0.0, "maxiter": max_iterations or 100_000}
             found = minimize(function, self._coordinates(state), jac=True, method="L-BFGS-B", options=options)
-            out.append(State(self._wrap(found.x[None])))
+            out.append(State(self._dynamics.wrap(found.x[None])))
         return out
 
     def _coordinates(self, state: State) -> Array:
@@ -242,17 +239,8 @@ class ToyEngine:
             raise DataError(f"positions have shape {state.positions.shape}, but {self.potential.name} needs (1, {self.potential.n_dim})")
         return np.array(state.positions[0])
 
-    def _wrap(self, x: Array) -> Array:
-        """Coordinates with a period in [-period/2, period/2); others as they are."""
-        out = np.array(x)
-        for i, period in enumerate(self.potential.periods):
-            if period is not None:
-                outside = (out[..., i] < -period / 2) | (out[..., i] >= period / 2)
-                out[..., i] = np.where(outside, (out[..., i] + period / 2) % period - period / 2, out[..., i])
-        return out
-
     def _start(self, states: list[State], seeds: list[int]) -> tuple[Array, Array, npt.NDArray[np.uint64]]:
-        x = self._wrap(np.stack([self._coordinates(state) for state in states]))
+        x = self._dynamics.wrap(np.stack([self._coordinates(state) for state in states]))
         rng = np.zeros((len(states), 4), dtype=np.uint64)
         v = np.zeros_like(x)
         for w, (state, seed) in enumerate(zip(states, seeds, strict=True)):
@@ -264,94 +252,7 @@ class ToyEngine:
                 v[w] *= np.sqrt(self.kT / self.mass)
         return x, v, rng
 
-    def _arguments(self) -> tuple[Any, ...]:
-        periods = np.array([p or 0.0 for p in self.potential.periods])
-        kind, parameters = toy_kernels.KINDS[self.potential.formula], np.array(self.potential.parameters, dtype=float)
-        return kind, parameters, periods, self._driven, self._drift / self._mobility, self.underdamped, self._coefficients
-
-    def _advance(self, task: _Task, fast: Compiled | None, active: Ints, n: int) -> list[_Block]:
-        """Advance the ``active`` walkers by up to ``n`` records; one block of results each."""
-        d, frames = self.potential.n_dim, n // task.per_frame if task.per_frame else 0
-        m, keep = len(active), task.velocities and self.underdamped
-        values, energies = np.zeros((m, n, len(task.cvs))), np.zeros((m, n))
-        positions, speeds = np.zeros((m, frames, d)), np.zeros((m, frames, d) if keep else (0, 0, 0))
-        x, v, rng = task.x[active], task.v[active], task.rng[active]
-        finished, done = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
-        results: tuple[Any, ...] = (x, v, rng, finished, done, values, energies, positions, speeds)
-
-        def part(rows: slice) -> None:
-            mine = tuple(a[rows] if len(a) else a for a in results)
-            if fast is None:
-                self._numpy_block(task, active[rows], *mine)
-            else:
-                bias = (fast.along[active[rows]], fast.terms[active[rows]])
-                recorded = (fast.index, fast.period, fast.low, fast.high)
-                toy_kernels.propagate_block(*self._arguments(), *bias, *recorded, task.n_steps, task.per_frame, *mine)
-
-        threads = 1 if fast is None else min(m, self.threads or available_cores())
-        if threads == 1:
-            part(slice(0, m))
-        else:
-            edges = np.linspace(0, m, threads + 1).astype(int)
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(part, [slice(a, b) for a, b in pairwise(edges)]))
-        task.x[active], task.v[active], task.rng[active], task.finished[active] = x, v, rng, finished
-        kept = done // task.per_frame if task.per_frame else 0 * done
-        return [
-            _Block(values[w, :k], energies[w, :k], positions[w, : kept[w]], speeds[w, : kept[w]] if keep else positions[w, :0])
-            for w, k in enumerate(done)
-        ]
-
-    def _numpy_block(
-        self, task: _Task, walkers: Ints, x: Array, v: Array, rng: Any, finished: Ints, done: Ints,
-        values: Array, energies: Array, frames: Array, speeds: Array,
-    ) -> None:  # fmt: skip
-        """The compiled loop in NumPy, for CVs, biases and regions that are not made of coordinates."""
-        _, _, _, driven, drift, _, c = self._arguments()
-        biased = any(task.biases[walker] is not None for walker in walkers)
-
-        def force(y: Array, live: Ints) -> tuple[Array, Array]:
-            energy, gradient = self.potential.energy_and_gradient(y[live])
-            f = drift - np.where(driven, 0.0, gradient)
-            if biased:
-                f -= biases_on([task.biases[walker] for walker in walkers[live]], task.record, y[live])[1]
-            return energy, f
-
-        y, u, live = x.copy(), v.copy(), np.arange(len(x))
-        f = force(y, live)[1]
-        for r in range(energies.shape[1]):
-            energy = np.zeros(len(live))
-            for _ in range(task.n_steps):
-                xi, mine = np.empty((len(live), y.shape[1])), rng[live]
-                toy_kernels.normals(mine, xi)
-                rng[live] = mine
-                if self.underdamped:
-                    half = u[live] + c[0] * f
-                    u[live] = c[2] * half + c[3] * xi
-                    y[live] = self._wrap(y[live] + c[1] * half + c[1] * u[live])
-                    energy, f = force(y, live)
-                    u[live] += c[0] * f
-                else:
-                    y[live] = self._wrap(y[live] + c[0] * f + c[1] * xi)
-                    energy, f = force(y, live)
-            good = np.isfinite(energy) & np.isfinite(y[live]).all(axis=1) & np.isfinite(u[live]).all(axis=1)
-            finished[live[~good]] = 2
-            live, f, energy = live[good], f[good], energy[good]
-            x[live], v[live], energies[live, r], done[live] = y[live], u[live], energy, r + 1
-            for k, cv in enumerate(task.cvs):
-                values[live, r, k] = cv.evaluate(y[live][:, None, :])
-            if task.per_frame and (r + 1) % task.per_frame == 0:
-                frames[live, (r + 1) // task.per_frame - 1] = y[live]
-                if len(speeds):
-                    speeds[live, (r + 1) // task.per_frame - 1] = u[live]
-            if task.stop is not None and len(live):
-                inside = task.stop.contains_values({cv.name: values[live, r, k] for k, cv in enumerate(task.cvs)})
-                finished[live[inside]] = 1
-                live, f = live[~inside], f[~inside]
-            if not len(live):
-                break
-
-    def _collect(self, task: _Task, walker: int, blocks: list[_Block]) -> Trajectory:
+    def _collect(self, task: Task, walker: int, blocks: list[Block]) -> Trajectory:
         step = self.time_step * task.n_steps
         names = tuple(cv.name for cv in task.record)
         values = np.concatenate([b.values for b in blocks])[:, : len(names)]
@@ -366,7 +267,7 @@ class ToyEngine:
             ended=_ENDED[task.finished[walker]],
         )
 
-    def _check_finite(self, task: _Task, blocks: list[list[_Block]], results: list[Trajectory]) -> None:
+    def _check_finite(self, task: Task, blocks: list[list[Block]], results: list[Trajectory]) -> None:
         bad = np.flatnonzero(task.finished == 2)
         if not len(bad):
             return
@@ -386,44 +287,8 @@ class ToyEngine:
 _ENDED: tuple[Literal["complete"], Literal["stopped"], Literal["failed"]] = ("complete", "stopped", "failed")
 
 
-@dataclass(eq=False)
-class _Task:
-    """One call of ``propagate``: the walkers as they stand, and what was asked of them."""
-
-    x: Array
-    v: Array
-    rng: npt.NDArray[np.uint64]
-    record: tuple[CollectiveVariable, ...]
-    cvs: tuple[CollectiveVariable, ...]
-    biases: list[Bias | None]
-    stop: Region | None
-    n_records: int
-    n_steps: int
-    per_frame: int
-    velocities: bool
-    finished: Ints = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.finished = np.zeros(len(self.x), dtype=np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    values: Array
-    energies: Array
-    positions: Array
-    velocities: Array
-
-
-def _positive(value: Any, unit: str, name: str) -> float:
-    number = convert(value, unit, name)
-    if number <= 0:
-        raise DataError(f"{name} = {value} is not positive")
-    return number
-
-
-def _each(value: Any, n: int, unit: str, name: str, positive: bool = False) -> Array:
+def _each(value: Any, n: int, unit: str, name: str, read: Callable[[Any, str, str], float] = convert) -> Array:
     given = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * n
     if len(given) != n:
         raise DataError(f"{name} has {len(given)} entries for {n} coordinates")
-    return np.array([_positive(v, unit, name) if positive else convert(v, unit, name) for v in given])
+    return np.array([read(v, unit, name) for v in given])

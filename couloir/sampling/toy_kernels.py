@@ -232,16 +232,27 @@ def _wrapped(value: float, period: float) -> float:
 
 
 @_compiled
-def _force(kind: int, p: Array, x: Array, driven: Any, drift: Array, along: Any, terms: Array, f: Array) -> float:
+def _along(direction: Array, x: Array) -> float:
+    """The linear combination of coordinates with the coefficients ``direction`` (n_dim,)."""
+    value = 0.0
+    for i in range(len(x)):
+        value += direction[i] * x[i]
+    return value
+
+
+@_compiled
+def _force(kind: int, p: Array, x: Array, driven: Any, drift: Array, along: Array, terms: Array, f: Array) -> float:
     """Write the force with biases and drift to f; return the potential energy (without them)."""
     energy = evaluate(kind, p, x, f)
     for i in range(len(x)):
         f[i] = drift[i] if driven[i] else drift[i] - f[i]
     for t in range(len(along)):  # terms: centre, force constant, half width, period
-        delta = _wrapped(x[along[t]] - terms[t, 0], terms[t, 3])
+        delta = _wrapped(_along(along[t], x) - terms[t, 0], terms[t, 3])
         outside = abs(delta) - terms[t, 2]
         if outside > 0:
-            f[along[t]] -= terms[t, 1] * math.copysign(outside, delta)
+            slope = terms[t, 1] * math.copysign(outside, delta)
+            for i in range(len(x)):
+                f[i] -= along[t, i] * slope
     return energy  # type: ignore[no-any-return]
 
 
@@ -261,7 +272,7 @@ def _inside(values: Array, low: Array, high: Array) -> bool:
 @_compiled
 def propagate_block(
     kind: int, p: Array, periods: Array, driven: Any, drift: Array, underdamped: bool, coefficients: Array,
-    along: Any, terms: Array, cv_index: Any, cv_period: Array, low: Array, high: Array,
+    along: Array, terms: Array, directions: Array, cv_period: Array, low: Array, high: Array,
     n_steps: int, per_frame: int, x: Array, v: Array, rng: Any, finished: Any, done: Any,
     values: Array, energies: Array, frames: Array, frame_velocities: Array,
 ) -> None:  # fmt: skip
@@ -302,8 +313,8 @@ def propagate_block(
             x[w] = y
             v[w] = u
             energies[w, r] = energy
-            for k in range(len(cv_index)):
-                values[w, r, k] = _wrapped(y[cv_index[k]], cv_period[k])
+            for k in range(len(directions)):
+                values[w, r, k] = _wrapped(_along(directions[k], y), cv_period[k])
             if per_frame > 0 and (r + 1) % per_frame == 0:
                 frames[w, (r + 1) // per_frame - 1] = y
                 if len(frame_velocities):

@@ -1,4 +1,4 @@
-"""What the compiled toy loop needs of biases, CVs and regions: coordinates, numbers and boxes."""
+"""What the compiled toy loop needs of biases, CVs and regions: directions in the space of coordinates, numbers and boxes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
 
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.bias import Bias, FlatBottom, HarmonicBias, SumOfBiases
+from couloir.cv.composite import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.cv.region import Interval, Region, _Both, _Either, _Not
 from couloir.errors import DataError, nearest
@@ -18,8 +18,8 @@ from couloir.trajectory import Array
 
 _MAX_BOXES = 64
 
-Ints = npt.NDArray[np.int64]
 Box = dict[int, tuple[float, float]]
+Term = tuple[Array, tuple[float, float, float, float]]  # direction; centre, force constant, half width, period (0: none)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,32 +28,33 @@ class Compiled:
 
     Attributes
     ----------
-    along : (n_walkers, n_terms) coordinate of each bias term.
+    along : (n_walkers, n_terms, n_dim) coefficients over the coordinates of the CV of each bias term.
     terms : (n_walkers, n_terms, 4) centre, force constant, half width and period (0: none).
-    index, period : (n_cvs,) coordinate and period of each CV.
+    directions : (n_cvs, n_dim) coefficients over the coordinates of each CV; a coordinate itself is a unit vector.
+    period : (n_cvs,) period of each CV (0: none).
     low, high : (n_boxes, n_cvs) the stop region as a union of boxes.
     """
 
-    along: Ints
+    along: Array
     terms: Array
-    index: Ints
+    directions: Array
     period: Array
     low: Array
     high: Array
 
 
 def compile_walkers(cvs: Sequence[CollectiveVariable], biases: Sequence[Bias | None], stop: Region | None, n_dim: int) -> Compiled | None:
-    """Return biases, CVs and stop region as arrays, or None when one of them is not made of coordinates.
+    """Return biases, CVs and stop region as arrays, or None when one of them is not linear in the coordinates.
 
     Raises
     ------
     DataError : a CV reads a coordinate that does not exist.
     """
-    coordinates = [cv for cv in cvs if isinstance(cv, Coordinate)]
-    for cv in coordinates:
-        if cv.index >= n_dim:
-            raise DataError(f"the CV {cv.name!r} reads coordinate {cv.index}, but there are {n_dim}", f"use 0 ... {n_dim - 1}")
-    rows = [_terms(one, {cv.name: cv.index for cv in coordinates}) if len(coordinates) == len(cvs) else None for one in biases]
+    found = [_direction(cv, n_dim) for cv in cvs]
+    directions = [direction for direction in found if direction is not None]
+    if len(directions) < len(cvs):
+        return None
+    rows = [_terms(one, {cv.name: direction for cv, direction in zip(cvs, directions, strict=True)}) for one in biases]
     boxes = [] if stop is None else _boxes(stop, {cv.name: i for i, cv in enumerate(cvs)})
     known = [row for row in rows if row is not None]
     if boxes is None or len(known) < len(rows):
@@ -63,12 +64,12 @@ def compile_walkers(cvs: Sequence[CollectiveVariable], biases: Sequence[Bias | N
         for c, limits in box.items():
             low[b, c], high[b, c] = limits
     width = max(len(row) for row in known)
-    along, terms = np.zeros((len(known), width), dtype=np.int64), np.zeros((len(known), width, 4))
+    along, terms = np.zeros((len(known), width, n_dim)), np.zeros((len(known), width, 4))
     for w, row in enumerate(known):
-        for t, (axis, *constants) in enumerate(row):
-            along[w, t], terms[w, t] = axis, constants
-    index = np.array([cv.index for cv in coordinates], dtype=np.int64)
-    return Compiled(along, terms, index, np.array([cv.period or 0.0 for cv in coordinates]), low, high)
+        for t, (direction, constants) in enumerate(row):
+            along[w, t], terms[w, t] = direction, constants
+    period = np.array([cv.period or 0.0 for cv in cvs])
+    return Compiled(along, terms, np.array(directions).reshape(len(cvs), n_dim), period, low, high)
 
 
 def check_biases(biases: Sequence[Bias | None], record: Sequence[CollectiveVariable]) -> None:
@@ -102,18 +103,32 @@ def biases_on(biases: Sequence[Bias | None], record: Sequence[CollectiveVariable
     return energy, gradient
 
 
-def _terms(bias: Bias | None, index: dict[str, int]) -> list[tuple[float, ...]] | None:
-    """A bias as (coordinate, centre, force constant, half width, period or 0) rows, or None when it is of another kind."""
+def _direction(cv: CollectiveVariable, n_dim: int) -> Array | None:
+    """A CV as coefficients (n_dim,) over the coordinates, or None when it is not linear in them or wraps their sum."""
+    if isinstance(cv, Coordinate):
+        if cv.index >= n_dim:
+            raise DataError(f"the CV {cv.name!r} reads coordinate {cv.index}, but there are {n_dim}", f"use 0 ... {n_dim - 1}")
+        return np.asarray(np.eye(n_dim)[cv.index])
+    if not isinstance(cv, LinearCombination):
+        return None
+    parts = [_direction(part, n_dim) for part in cv.cvs]
+    if cv.period is not None or any(part is None for part in parts):
+        return None
+    return np.asarray(sum(c * part for c, part in zip(cv.coefficients, parts, strict=True) if part is not None))
+
+
+def _terms(bias: Bias | None, linear: dict[str, Array]) -> list[Term] | None:
+    """A bias as terms along the directions ``linear`` of its CVs, or None when it is of another kind."""
     if bias is None:
         return []
     if isinstance(bias, SumOfBiases):
-        parts = [_terms(term, index) for term in bias.terms]
+        parts = [_terms(term, linear) for term in bias.terms]
         return None if any(p is None for p in parts) else [row for p in parts if p is not None for row in p]
     if isinstance(bias, HarmonicBias):
         rows = zip(bias.names, bias.centers, bias.force_constants, bias.periods, strict=True)
-        return [(index[name], center, constant, 0.0, period or 0.0) for name, center, constant, period in rows]
+        return [(linear[name], (center, constant, 0.0, period or 0.0)) for name, center, constant, period in rows]
     if isinstance(bias, FlatBottom):
-        return [(index[bias.names[0]], bias.center, bias.force_constant, bias.half_width, bias.period or 0.0)]
+        return [(linear[bias.names[0]], (bias.center, bias.force_constant, bias.half_width, bias.period or 0.0))]
     return None
 
 

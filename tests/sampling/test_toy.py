@@ -5,14 +5,17 @@ import pickle
 import numpy as np
 import pytest
 
-from couloir.cv import FlatBottom, HarmonicBias, Tabulated
+from couloir.cv import FlatBottom, FunctionOfCVs, HarmonicBias, LinearCombination, Tabulated
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, SimulationError
 from couloir.sampling import potentials
 from couloir.sampling.engine import Engine
 from couloir.sampling.toy import ToyEngine
+from couloir.sampling.toy_terms import compile_walkers
 
 X, Y = Coordinate(index=0, name="x"), Coordinate(index=1, name="y")
+DIFFERENCE = LinearCombination((X, Y), (1.0, -1.0), "difference")
+NESTED = LinearCombination((DIFFERENCE, Y), (0.5, 2.0), "nested")
 WELL = potentials.double_well(2.0, harmonic=3.0)
 
 
@@ -124,6 +127,62 @@ def test_a_periodic_coordinate_wraps_alike_in_both_loops(monkeypatch):
     same(fast, slow, exact=False)
 
 
+def numpy_refused(*_):
+    raise AssertionError("the NumPy loop was entered")
+
+
+@pytest.mark.parametrize("friction", [None, 3.0])
+@pytest.mark.parametrize("kind", ["plain", "harmonic", "two", "flat", "sum", "per walker", "stop"])
+def test_combinations_of_coordinates_are_compiled_and_take_the_steps_of_the_numpy_loop(friction, kind, monkeypatch):
+    toy = engine(friction=friction)
+    states = [toy.state(c, 0.3) for c in (-1, 0, 1.0)]
+    bias = {
+        "harmonic": HarmonicBias.on(DIFFERENCE, 0.4, 30.0),
+        "two": HarmonicBias.on([DIFFERENCE, X], [0.3, -0.1], [10.0, 4.0]),
+        "flat": FlatBottom.on(NESTED, 0.5, 0.1, 50.0),
+        "sum": HarmonicBias.on(DIFFERENCE, -0.5, 10.0) + FlatBottom.on(Y, 0.0, 0.1, 30.0) + HarmonicBias.on(NESTED, 0.2, 5.0),
+        "per walker": [None, HarmonicBias.on(NESTED, 0.4, 30.0), HarmonicBias.on([X, DIFFERENCE], [0.3, -0.1], [10.0, 4.0])],
+    }.get(kind)
+    stop = ((DIFFERENCE > 0.9) & ~(NESTED < 0)) | (X < -1.1) if kind == "stop" else None
+    call = {"duration": 2.0, "stride": 0.1, "record": [DIFFERENCE, X, Y, NESTED], "record_stride": 0.02, "stop": stop, "seed": 9}
+    with monkeypatch.context() as patch:
+        patch.setattr("couloir.sampling.toy_blocks._numpy_block", numpy_refused)
+        fast = toy.propagate(states, bias=bias, **call)
+    numpy_only(monkeypatch)
+    slow = toy.propagate(states, bias=bias, **call)
+    for a, b in zip(fast, slow, strict=True):
+        same(a, b, exact=False)
+        np.testing.assert_allclose(a.series["nested"], 0.5 * a.series["x"] + 1.5 * a.series["y"], rtol=1e-12, atol=1e-12)
+    if kind == "stop":
+        assert any(t.ended == "stopped" for t in fast)
+
+
+def test_a_combination_that_is_one_coordinate_gives_the_numbers_of_that_coordinate():
+    toy = engine(friction=2.0)
+    call = {"duration": 5.0, "stride": 0.1, "seed": 4}
+    for only in (LinearCombination((Y,), (1.0,), "only"), LinearCombination((X, Y), (0.0, 1.0), "only")):
+        [a] = toy.propagate(toy.state(1, 0.2), record=[Y], bias=HarmonicBias.on(Y, 0.3, 40.0), **call)
+        [b] = toy.propagate(toy.state(1, 0.2), record=[only], bias=HarmonicBias.on(only, 0.3, 40.0), **call)
+        same(a, b)
+
+
+@pytest.mark.parametrize(
+    "cv",
+    [
+        FunctionOfCVs((X, Y), "x-y", "s"),
+        LinearCombination((X, Y), (1.0, -1.0), "s", period=4.0),
+        LinearCombination((FunctionOfCVs((X,), "x^2", "xx"), Y), (1.0, 1.0), "s"),
+    ],
+)
+def test_what_is_not_linear_in_the_coordinates_stays_in_numpy_and_acts(cv):
+    bias = HarmonicBias.on(cv, 0.3, 200.0)
+    assert compile_walkers([X], [None], None, 2) is not None
+    assert compile_walkers([X, cv], [bias], None, 2) is None
+    toy = engine(time_step=1e-3)
+    [held] = toy.propagate([toy.state(0.3, 0.0)], duration=0.5, record_stride=0.01, record=[cv], bias=bias, seed=3)
+    assert abs(held.series["s"][20:].mean() - 0.3) < 0.1  # a slope of ~6 kJ/mol/nm shifts it by 0.03; unbiased it leaves for a well
+
+
 def test_other_kinds_of_bias_act_too():
     toy = engine()
     grid = np.linspace(-3, 3, 201)
@@ -224,6 +283,9 @@ def test_calls_that_make_no_sense_are_refused():
         toy.propagate(toy.state(1, 0), duration=1.0, bias=HarmonicBias.on(X, 0, 1))
     with pytest.raises(DataError, match="reads coordinate 5"):
         toy.propagate(toy.state(1, 0), duration=1.0, record=[Coordinate(index=5, name="q")])
+    beyond = LinearCombination((X, Coordinate(index=5, name="q")), (1.0, 1.0), "beyond")
+    with pytest.raises(DataError, match="reads coordinate 5"):
+        toy.propagate(toy.state(1, 0), duration=1.0, record=[beyond], bias=HarmonicBias.on(beyond, 0, 1))
     with pytest.raises(DataError, match="shape"):
         toy.propagate(ToyEngine(potentials.double_well()).state(1.0), duration=1.0)
     with pytest.raises(DataError, match="multiple"):

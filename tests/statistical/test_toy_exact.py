@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from couloir.cv import HarmonicBias
+from couloir.cv import FlatBottom, HarmonicBias, LinearCombination
 from couloir.sampling import potentials, toy_kernels
 from couloir.sampling.toy import ToyEngine
 
@@ -18,10 +18,10 @@ def frames(toy, start, n_walkers=64, duration=400.0, stride=0.5, discard=0.1, se
     return x[:, int(discard * x.shape[1]) :]
 
 
-def agrees(per_walker_values, exact, allowance=0.0):
+def agrees(per_walker_values, exact, allowance=0.0, sigma=SIGMA):
     means = per_walker_values.mean(axis=1)
     error = means.std(ddof=1) / np.sqrt(len(means))
-    assert abs(means.mean() - exact) < SIGMA * error + allowance, (means.mean(), exact, error)
+    assert abs(means.mean() - exact) < sigma * error + allowance, (means.mean(), exact, error)
 
 
 def test_normal_numbers_are_normal_and_streams_are_independent():
@@ -76,6 +76,36 @@ def test_a_biased_window_has_its_exact_mean():
     grid = np.linspace(-3, 3, 20001)
     weight = np.exp(-(2 * grid**4 - 4 * grid**2) - 10 * (grid - 0.3) ** 2)
     agrees(x[..., 0], (grid @ weight) / weight.sum(), allowance=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["harmonic", "flat", "two"])
+def test_a_window_along_a_combination_of_coordinates_has_its_exact_mean_and_variance(kind):
+    potential, kT = potentials.mueller_brown(), 15.0
+    x_cv, y_cv = potential.cvs()
+    s = LinearCombination((x_cv, y_cv), (1.0, -1.0), "s")
+    bias = {
+        "harmonic": HarmonicBias.on(s, -1.3, 1500.0),
+        "flat": FlatBottom.on(s, -1.3, 0.1, 3000.0),
+        "two": HarmonicBias.on([s, y_cv], [-1.3, 0.9], [1500.0, 300.0]),
+    }[kind]
+    columns = [0, 2] if kind == "two" else [0]
+
+    def values(p):
+        return np.stack([p[..., 0] - p[..., 1], p[..., 0], p[..., 1]], axis=-1)
+
+    def exact(function):
+        def weight(p):
+            return np.exp(-bias.energy(values(p)[:, columns]) / kT)
+
+        return potential.exact_mean(lambda p: function(p) * weight(p), kT) / potential.exact_mean(weight, kT)
+
+    toy = ToyEngine(potential, kT=kT, time_step=0.002, friction=20.0)
+    p = frames(toy, (-0.6, 0.7), n_walkers=256, record=[s, y_cv], bias=bias, duration=60.0, stride=0.1)
+    for k in range(3):  # s, and x and y apart
+        mean = exact(lambda q, k=k: values(q)[:, k])
+        variance = exact(lambda q, k=k, mean=mean: (values(q)[:, k] - mean) ** 2)
+        agrees(values(p)[..., k], mean, sigma=4.0)
+        agrees((values(p)[..., k] - mean) ** 2, variance, sigma=4.0)
 
 
 def test_time_scales_per_coordinate_leave_equilibrium_alone_and_set_the_relaxation():

@@ -8,8 +8,8 @@ end: unlike the mean of completed trips it is not biased towards short ones when
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class ExchangeReport:
     round_trips : (n_replicas,) finished trips from one end to the other and back; a passage counts one half.
     round_trip_time : mean time of a round trip, ps; infinite without a passage.
     standard_error : of ``round_trip_time``, ps, from the spread between replicas; NaN when that is unknown.
+    paths : per replica, (n_attempts + 1,) the window it was in from the start and after each attempt.
+    interval : time between attempts, ps.
     findings : what is wrong.
     """
 
@@ -52,6 +54,8 @@ class ExchangeReport:
     round_trips: Array
     round_trip_time: float
     standard_error: float
+    paths: tuple[IntArray, ...] = field(repr=False)
+    interval: float
     findings: tuple[Finding, ...] = ()
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -61,6 +65,10 @@ class ExchangeReport:
         return pd.DataFrame({"window": self.neighbours[:, 0], "neighbour": self.neighbours[:, 1], "passed": self.passed})
 
     def __str__(self) -> str:
+        return "\n".join([*self.lines(), *(f"  {f}" for f in self.findings)])
+
+    def lines(self) -> list[str]:
+        """Return what happened as lines of text, findings left out."""
         time = (
             "none finished" if not np.isfinite(self.round_trip_time) else f"{self.round_trip_time:.3g} ± {self.standard_error:.1g} ps each"
         )
@@ -73,7 +81,7 @@ class ExchangeReport:
             worst = int(np.argmin(self.passed))
             a, b = self.neighbours[worst]
             lines.append(f"  fewest passages between neighbours: windows {a} and {b}, in {100 * self.passed[worst]:.1f} % of attempts")
-        return "\n".join([*lines, *(f"  {f}" for f in self.findings)])
+        return lines
 
 
 def replica_places(sources: IntArray) -> IntArray:
@@ -126,7 +134,7 @@ def neighbours(distance: Array) -> IntArray:
     return np.argwhere(free)
 
 
-def exchange_report(histories: Sequence[Any], distance: Array) -> ExchangeReport:
+def exchange_report(histories: Sequence[Any], distance: Array, halfway: Callable[[int, int], str] | None = None) -> ExchangeReport:
     """Return what groups of walkers exchanged.
 
     Parameters
@@ -134,6 +142,7 @@ def exchange_report(histories: Sequence[Any], distance: Array) -> ExchangeReport
     histories : one per group: ``windows`` (n_places,), ``sources`` and ``took_part`` (n_attempts, n_places) and ``interval``
         in ps, as :func:`couloir.sampling.chunks.exchange_history` returns them.
     distance : (n_windows, n_windows) between window centres, nearest images.
+    halfway : the place between two windows as text (``"phi = 1.9 rad"``), for the advice in findings.
 
     Raises
     ------
@@ -147,7 +156,7 @@ def exchange_report(histories: Sequence[Any], distance: Array) -> ExchangeReport
     n = len(distance)
     moved, attempts = np.zeros((n, n)), np.zeros(n)
     first, second = (int(i) for i in np.unravel_index(int(np.argmax(distance.round(9))), distance.shape))
-    counts, under_way = [], []
+    counts, under_way, paths = [], [], []
     for history in used:
         places = replica_places(history.sources)
         visited = np.asarray(history.windows)[places]
@@ -158,13 +167,17 @@ def exchange_report(histories: Sequence[Any], distance: Array) -> ExchangeReport
             number, steps = passages(np.concatenate([replica[:1], replica[1:][ran]]), (first, second))
             counts.append(number)
             under_way.append(steps * history.interval)
+            paths.append(replica)
     pairs = neighbours(distance)
     share = moved / np.maximum(attempts, 1)[:, None]
     left = np.where(attempts > 0, 1.0 - np.diag(share), np.nan)
     passed = 0.5 * (share[pairs[:, 0], pairs[:, 1]] + share[pairs[:, 1], pairs[:, 0]])
     time, error = _round_trip_time(np.array(counts, dtype=float), np.array(under_way))
-    report = ExchangeReport(sum(len(h.sources) for h in used), left, pairs, passed, (first, second), np.array(counts) / 2, time, error)
-    return ExchangeReport(**{**report.__dict__, "findings": _findings(report)})
+    report = ExchangeReport(
+        n_attempts=sum(len(h.sources) for h in used), left=left, neighbours=pairs, passed=passed, ends=(first, second),
+        round_trips=np.array(counts) / 2, round_trip_time=time, standard_error=error, paths=tuple(paths), interval=used[0].interval,
+    )  # fmt: skip
+    return replace(report, findings=_findings(report, halfway))
 
 
 def _round_trip_time(passages: Array, time: Array) -> tuple[float, float]:
@@ -179,7 +192,7 @@ def _round_trip_time(passages: Array, time: Array) -> tuple[float, float]:
     return ratio, float(np.sqrt(n / (n - 1) * (residual**2).sum()) / passages.sum())
 
 
-def _findings(report: ExchangeReport) -> tuple[Finding, ...]:
+def _findings(report: ExchangeReport, halfway: Callable[[int, int], str] | None) -> tuple[Finding, ...]:
     mean = float(report.round_trips.mean())
     if mean >= LEAST_ROUND_TRIPS:
         return ()
@@ -191,11 +204,7 @@ def _findings(report: ExchangeReport) -> tuple[Finding, ...]:
     a, b = (int(w) for w in report.neighbours[worst])
     stuck = float(report.passed[worst])
     if stuck < 0.02:
-        return (
-            Finding(
-                "few-round-trips",
-                message,
-                f"insert a window between windows {a} and {b} (configurations pass in {100 * stuck:.1g} % of attempts)",
-            ),
-        )
+        place = f"between windows {a} and {b}" if halfway is None else f"at {halfway(a, b)}, between windows {a} and {b}"
+        fix = f"insert a window {place} (configurations pass there in {100 * stuck:.1g} % of attempts)"
+        return (Finding("few-round-trips", message, fix),)
     return (Finding("few-round-trips", message, "run longer"),)

@@ -9,6 +9,8 @@ than one decorrelated sample (a row counts as 1/g) are not connected: the error 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from couloir.analysis.samples import BiasedSamples
@@ -83,6 +85,12 @@ def name_windows(windows: tuple[int, ...]) -> str:
     return f"window{'s' if len(windows) > 1 else ''} {describe_windows(windows)}"
 
 
+def describe_place(point: Array, names: Sequence[str], units: Sequence[str], periods: Sequence[float | None]) -> str:
+    """Return CV values (n_names,) as text, periodic ones wrapped: ``phi = 1.9 rad, psi = 0.3 rad``."""
+    values = [float(wrap(np.array([x]), period)[0]) for x, period in zip(point, periods, strict=True)]
+    return ", ".join(f"{name} = {value:.3g} {unit}".rstrip() for name, value, unit in zip(names, values, units, strict=True))
+
+
 def gap(samples: BiasedSamples, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, int, str]:
     """Return the two windows where two sets come closest, and the place halfway as text: ``phi = 1.9 rad``."""
     names = biased_names(samples) or samples.names
@@ -94,11 +102,7 @@ def gap(samples: BiasedSamples, one: tuple[int, ...], other: tuple[int, ...]) ->
     distance = ((delta / spread) ** 2).sum(axis=-1)
     i, j = np.unravel_index(int(np.argmin(distance)), distance.shape)
     middle = means[one[i]] + 0.5 * delta[i, j]
-    where = []
-    for c, name in enumerate(names):
-        value = float(wrap(middle[c : c + 1], periods[c])[0])
-        where.append(f"{name} = {value:.3g} {samples.units[samples.column(name)]}".rstrip())
-    return one[i], other[j], ", ".join(where)
+    return one[i], other[j], describe_place(middle, names, [samples.units[samples.column(n)] for n in names], periods)
 
 
 def gap_findings(samples: BiasedSamples, sets: Sets, code: str, problem: str) -> tuple[Finding, ...]:

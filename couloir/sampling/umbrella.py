@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from couloir.analysis.exchange import ExchangeReport, exchange_report
+from couloir.analysis.overlap import describe_place
 from couloir.analysis.samples import BiasedSamples
 from couloir.cv.base import CollectiveVariable, require_in_period, wrap
-from couloir.cv.bias import HarmonicBias
+from couloir.cv.bias import HarmonicBias, bias_from_dict
 from couloir.errors import DataError, nearest
 from couloir.sampling.chunks import CHUNK_RECORDS, ChunkedRun, exchange_history, record_steps
 from couloir.sampling.engine import Engine
@@ -209,7 +210,7 @@ class UmbrellaSampling:
         """
         if self._run is None:
             raise DataError("nothing has been run", "call run first (with the same store it picks up where it was)")
-        return stored_exchange(self._run.store, self, self._run.name)
+        return stored_exchange(self._run.store, self._run.name, {cv.name: cv.unit for cv in self.cvs})
 
     def _durations(self, duration: Any) -> Array:
         """Return ps per walker of each window, (n_windows,)."""
@@ -257,15 +258,32 @@ def stored_frames(store: Store, name: str = "umbrella") -> tuple[Array, Array]:
     return np.concatenate(positions).astype(np.float64), np.concatenate(windows)
 
 
-def stored_exchange(store: Store, windows: UmbrellaSampling, name: str = "umbrella") -> ExchangeReport:
-    """Return what ``windows`` exchanged in the run that a store holds, finished or not.
+def stored_exchange(store: Store, name: str = "umbrella", units: Mapping[str, str] | None = None) -> ExchangeReport:
+    """Return what windows exchanged in the run that a store holds, finished or not.
+
+    Parameters
+    ----------
+    name : of the run.
+    units : of the CVs by name, for the places that findings name.
 
     Raises
     ------
     DataError : there is no such run, or nothing was exchanged.
     """
-    distance = np.array([windows.distance(windows.centers, center) for center in windows.centers])
-    return exchange_report(exchange_history(store, name), distance)
+    histories, plan = exchange_history(store, name), store.get(f"{name}/plan")
+    biases = {int(w[1:5]): bias_from_dict(b) for w, b in zip(plan["walkers"], plan["biases"], strict=True)}
+    windows = [bias for _, bias in sorted(biases.items()) if isinstance(bias, HarmonicBias)]
+    names, periods = windows[0].names, windows[0].periods
+    centers = np.array([window.centers for window in windows])
+    delta = centers - centers[:, None]
+    delta = np.stack([wrap(delta[..., i], period) for i, period in enumerate(periods)], axis=-1)
+    # In units of typical widths, as :meth:`UmbrellaSampling.distance`; kT is the same for all.
+    scale = np.sqrt(np.mean([window.force_constants for window in windows], axis=0))
+
+    def halfway(a: int, b: int) -> str:
+        return describe_place(centers[a] + 0.5 * delta[a, b], names, [(units or {}).get(n, "") for n in names], periods)
+
+    return exchange_report(histories, np.linalg.norm(delta * scale, axis=-1), halfway)
 
 
 def _axis(cv: CollectiveVariable, n: int, limits: tuple[Any, Any] | None) -> Array:

@@ -34,6 +34,8 @@ def test_round_trips_of_a_hand_made_history_are_counted_exactly() -> None:
     report = exchange_report([_history([swap01, swap12, stay, swap12, swap01])], LINE)
     assert report.ends == (0, 2)
     assert report.round_trips.tolist() == [1.0, 0.0, 0.0]
+    assert [path.tolist() for path in report.paths] == [[0, 1, 2, 2, 1, 0], [1, 0, 0, 0, 0, 1], [2, 2, 1, 1, 2, 2]]
+    assert report.interval == 2.0
     # Under way for 5, 4 and 5 attempts of 2 ps; two passages: a round trip in 28 ps.
     assert report.round_trip_time == pytest.approx(28.0)
     # Window 0 lost its configuration in 2 of 5 attempts, window 1 in 4, window 2 in 2.
@@ -48,6 +50,8 @@ def test_replicas_that_cannot_pass_are_reported_with_the_place() -> None:
     assert report.round_trips.sum() == 0
     assert not np.isfinite(report.round_trip_time)
     assert "between windows 1 and 2" in report.findings[0].fix
+    named = exchange_report([_history([[1, 0, 2]] * 50)], LINE, lambda a, b: f"phi = {(a + b) / 2} rad")
+    assert "insert a window at phi = 1.5 rad, between windows 1 and 2" in named.findings[0].fix
     assert "none finished" in str(report)
 
 
@@ -106,3 +110,12 @@ def test_without_exchange_there_is_nothing_to_report() -> None:
     windows.run(engine, {w: [State(c[None])] for w, c in enumerate(windows.centers)}, 5.0, seed=3, record_stride=0.1, exchange=False)
     with pytest.raises(DataError, match="no configurations were exchanged"):
         windows.exchange_report()
+
+
+def test_a_run_whose_windows_lie_too_far_apart_is_told_where_one_is_missing() -> None:
+    windows = UmbrellaSampling.at(Coordinate(0, "x"), [-1.0, -0.6, 2.0], 40.0)
+    engine = ToyEngine(harmonic((1.0,)), kT=1.0, time_step=1e-3)
+    windows.run(engine, {w: [State(c[None])] for w, c in enumerate(windows.centers)}, 20.0, seed=3, record_stride=0.05)
+    (finding,) = windows.exchange_report().findings
+    assert finding.code == "few-round-trips"
+    assert finding.fix.startswith("insert a window at x = 0.7")

@@ -2,6 +2,7 @@
 
 from couloir.analysis._mbar_torch import MbarSolution, solve_mbar
 from couloir.analysis.allocation import allocate
+from couloir.analysis.connectivity import WindowGraph, window_graph
 from couloir.analysis.diagnostics import convergence, diagnose
 from couloir.analysis.expectation import Expectation, expectation
 from couloir.analysis.free_energy import free_energy_surface
@@ -17,7 +18,7 @@ from couloir.analysis.wham import WhamResult, wham
 
 __all__ = [
     "BiasedSamples", "Estimate", "Expectation", "FreeEnergySurface", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath",
-    "ReducedState", "Reweighted", "StreamedWham", "WhamResult", "allocate", "convergence", "detect_equilibration", "diagnose",
-    "equilibrated", "equilibration", "expectation", "free_energy_surface", "landscape", "mbar", "minimum_free_energy_path", "reweight",
-    "solve_mbar", "statistical_inefficiency", "wham",
+    "ReducedState", "Reweighted", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "convergence", "detect_equilibration",
+    "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface", "landscape", "mbar", "minimum_free_energy_path",
+    "reweight", "solve_mbar", "statistical_inefficiency", "wham", "window_graph",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ import numpy as np
 
 from couloir.analysis.agreement import UNKNOWN, Neighbours, compare_neighbours, walkers_disagree
 from couloir.analysis.grid import Grid
-from couloir.analysis.overlap import biased_names, connected_sets, gap_findings, name_windows
+from couloir.analysis.overlap import biased_names, connected_sets, describe_place, gap_findings, name_windows
 from couloir.analysis.samples import BiasedSamples
-from couloir.analysis.timeseries import WalkerEquilibration, equilibration, inefficiencies, observables
+from couloir.analysis.timeseries import WalkerEquilibration, equilibration, inefficiencies, observables, walkers
 from couloir.analysis.wham import bin_states, solution_findings, solve_connected
 from couloir.errors import Finding
 from couloir.trajectory import Array
@@ -134,7 +134,9 @@ def transients(table: list[WalkerEquilibration]) -> tuple[Finding, ...]:
     return (Finding("not-equilibrated", message, "run longer, or start from structures that belong there"),)
 
 
-def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: float, biased: Sequence[str]) -> tuple[Finding, ...]:
+def surface_findings(
+    grid: Grid, free_energy: Array, n_effective: Array, kT: float, biased: Sequence[str], units: Sequence[str]
+) -> tuple[Finding, ...]:
     """Return findings about empty cells between sampled ones, and cells that rest on few samples.
 
     Parameters
@@ -144,10 +146,15 @@ def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: flo
     n_effective : on the grid, decorrelated samples.
     kT : kJ/mol.
     biased : names of the biased CVs: a window can be inserted along these only.
+    units : of the grid's CVs.
     """
     out = []
     sampled = np.isfinite(free_energy)
-    holes = _holes(sampled, grid)
+
+    def place(cell: Any) -> str:
+        return describe_place(np.array([x[i] for x, i in zip(grid.centers, cell, strict=True)]), grid.names, units, grid.periods)
+
+    holes = [place(cell) for cell in _holes(sampled, grid)]
     if holes:
         one = len(holes) == 1
         message = f"{len(holes)} {'cell' if one else 'cells'} between sampled ones {'is' if one else 'are'} empty, the first at {holes[0]}"
@@ -155,18 +162,17 @@ def surface_findings(grid: Grid, free_energy: Array, n_effective: Array, kT: flo
         out.append(Finding("empty-bins", message, f"{advice}, or use wider bins"))
     low = sampled & (n_effective < LEAST_SAMPLES) & (free_energy < 8 * kT)
     if low.any():
-        first = tuple(int(i) for i in np.argwhere(low)[0])
-        place = ", ".join(f"{n} = {x[i]:.3g}" for n, x, i in zip(grid.names, grid.centers, first, strict=True))
+        first = place(np.argwhere(low)[0])
         verb = "rests" if low.sum() == 1 else "rest"
         message = (
-            f"{int(low.sum())} of {int(sampled.sum())} cells {verb} on fewer than {LEAST_SAMPLES} decorrelated samples (first: {place})"
+            f"{int(low.sum())} of {int(sampled.sum())} cells {verb} on fewer than {LEAST_SAMPLES} decorrelated samples (first: {first})"
         )
         out.append(Finding("few-effective-samples", message, "run longer, or use wider bins"))
     return tuple(out)
 
 
-def _holes(sampled: Any, grid: Grid) -> list[str]:
-    """Return places of empty cells that sampled ones enclose: on both sides along every CV.
+def _holes(sampled: Any, grid: Grid) -> Any:
+    """Return the indices (n, n_cvs) of empty cells that sampled ones enclose: on both sides along every CV.
 
     On a circle every empty cell has sampled ones on both sides.  In two dimensions, where high regions are rightly empty, both
     neighbours of a hole must be sampled, along each CV: what no window was meant to reach is no hole.
@@ -174,9 +180,7 @@ def _holes(sampled: Any, grid: Grid) -> list[str]:
     hole = ~sampled
     for axis, period in enumerate(grid.periods):
         hole = hole & (_beside(sampled, axis, period) if sampled.ndim > 1 else _between(sampled, period))
-    return [
-        ", ".join(f"{name} = {x[i]:.3g}" for name, x, i in zip(grid.names, grid.centers, cell, strict=True)) for cell in np.argwhere(hole)
-    ]
+    return np.argwhere(hole)
 
 
 def _between(sampled: Any, period: float | None) -> Any:
@@ -196,13 +200,22 @@ def _beside(sampled: Any, axis: int, period: float | None) -> Any:
 
 
 def convergence(
-    samples: BiasedSamples, along: Any, fractions: Sequence[float] = (0.125, 0.25, 0.5, 1.0), **options: Any
+    samples: BiasedSamples,
+    along: Any,
+    fractions: Sequence[float] = (0.125, 0.25, 0.5, 1.0),
+    *,
+    backward: bool = False,
+    **options: Any,
 ) -> list[FreeEnergySurface]:
     """Return the surfaces from the first part of every walker's time, one per fraction, all on one grid.
+
+    Where parts from the start and from the end do not approach the whole alike, the sampling drifts (Klimovich, Shirts &
+    Mobley, J. Comput. Aided Mol. Des. 29, 397 (2015), sec. 4.3).
 
     Parameters
     ----------
     fractions : of the longest walker's time, each in (0, 1].
+    backward : take the last part of every walker's own time instead.
     options : of :func:`couloir.analysis.free_energy_surface`.
     """
     from couloir.analysis.free_energy import free_energy_surface
@@ -211,4 +224,8 @@ def convergence(
     grid = make_grid(samples, along, options.get("bins"), options.pop("limits", None))
     limits = [(float(e[0]), float(e[-1])) for e in grid.edges]
     end = float(samples.time.max())
-    return [free_energy_surface(samples.until(f * end), along, limits=limits, **options) for f in fractions]
+    own = np.zeros(len(samples))
+    for _, _, rows in walkers(samples):
+        own[rows] = samples.time[rows].max()
+    parts = [samples.select(samples.time > (1 - f) * own + 1e-9) if backward else samples.until(f * end) for f in fractions]
+    return [free_energy_surface(part, along, limits=limits, **options) for part in parts]

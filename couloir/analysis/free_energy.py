@@ -99,7 +99,7 @@ def free_energy_surface(
         free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT,
         estimator=", ".join(filter(None, (name, density.label))), replicas=replica, n_effective=n_effective,
         findings=window_findings(samples, g, neighbours)
-        + surface_findings(grid, free - lowest, n_effective, kT, biased_names(samples)),
+        + surface_findings(grid, free - lowest, n_effective, kT, biased_names(samples), [samples.units[c] for c in columns]),
         basins=dict(basins or {}),
     )  # fmt: skip
 

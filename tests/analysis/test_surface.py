@@ -185,11 +185,12 @@ def test_a_hole_in_a_plane_is_one_finding():
     free = np.zeros((6, 6))
     free[0] = np.nan
     enough = np.full((6, 6), 100.0)
-    assert surface_findings(grid, free, enough, KT, ("x", "y")) == ()
+    assert surface_findings(grid, free, enough, KT, ("x", "y"), ("nm", "rad")) == ()
     free[3, 0] = np.nan
-    (finding,) = surface_findings(grid, free, enough, KT, ("x", "y"))
+    (finding,) = surface_findings(grid, free, enough, KT, ("x", "y"), ("nm", "rad"))
     assert finding.code == "empty-bins"
-    assert finding.message.startswith("1 cell between sampled ones is empty, the first at x = 0.583, y = -2.62")
+    assert finding.message.startswith("1 cell between sampled ones is empty, the first at x = 0.583 nm, y = -2.62 rad")
+    assert finding.fix.startswith("insert a window at x = 0.583 nm, y = -2.62 rad")
 
 
 def test_low_overlap_is_told_from_none():
@@ -207,6 +208,20 @@ def test_surface_converges_with_time(samples):
     parts = convergence(samples, "x", (0.05, 1.0), bins=30, n_bootstrap=20)
     assert parts[0].grid[0].tolist() == parts[1].grid[0].tolist()
     assert np.nanmedian(parts[0].standard_error) > 2 * np.nanmedian(parts[1].standard_error)
+
+
+def test_a_drift_shows_from_the_start_and_from_the_end(samples):
+    late = samples.time > 0.5 * samples.time.max()
+    drifted = replace(samples, values=np.where(late[:, None], samples.values, samples.values + np.array([0.15, 0.0])))
+    options = {"bins": 30, "limits": (-1.5, 1.5), "n_bootstrap": 0, "equilibrate": False}
+    first, last = (convergence(drifted, "x", (0.5,), backward=backward, **options)[0] for backward in (False, True))
+    assert last.rmse(double_well) < 0.3 * KT < first.rmse(double_well)
+
+
+def test_the_end_of_a_short_walker_is_its_own(samples):
+    short = samples.select((samples.window != 3) | (samples.time <= 500))
+    (part,) = convergence(short, "x", (0.25,), backward=True, bins=30, limits=(-1.5, 1.5), n_bootstrap=0, equilibrate=False)
+    assert "empty-windows" not in {f.code for f in part.findings}
 
 
 def test_weights_made_before_are_used(samples, surface):
@@ -252,5 +267,5 @@ def test_windows_are_advised_only_along_what_is_biased():
     grid = Grid(("x", "y"), (None, None), (np.linspace(0, 1, 7), np.linspace(0, 1, 7)))
     free = np.zeros((6, 6))
     free[3, 3] = np.nan
-    (finding,) = surface_findings(grid, free, np.full((6, 6), 100.0), KT, ("x",))
+    (finding,) = surface_findings(grid, free, np.full((6, 6), 100.0), KT, ("x",), ("nm", "nm"))
     assert finding.fix == "run longer, or use wider bins"

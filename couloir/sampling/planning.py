@@ -4,8 +4,12 @@ The overlap of two windows is ``integral p1 p2 / (p1 + p2)``: the off-diagonal e
 alone (Klimovich, Shirts & Mobley, J. Comput. Aided Mol. Des. 29, 397 (2015)), one half when they are the same.  A harmonic
 window where the surface has curvature F'' is a Gaussian of variance kT / (k + F''); two such, d widths apart, overlap by a
 function of d alone, so a wanted overlap is a wanted spacing in widths.  The mean force at a window's mean is k (c - m), and
-kT / variance - k the curvature (Kästner & Thiel, J. Chem. Phys. 123, 144104 (2005), eqs. 6 and 7): so samples tell where a
-window must be centred for its *samples* to fall into a gap, and how stiff it must be to stand on a slope or a barrier.
+kT / variance - k the curvature (Kästner & Thiel, J. Chem. Phys. 123, 144104 (2005), eqs. 6 and 7), along several CVs the
+matrix kT inverse(covariance) - diag(k): so samples tell where a window must be centred for its *samples* to fall into a gap,
+and how stiff it must be to stand on a slope or a barrier.
+
+Along several CVs, neighbours (:func:`couloir.analysis.exchange.neighbours`) that share too little are no gap when a third
+window beside them shares enough with both: so it is with the diagonals of a grid.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import numpy as np
 from couloir.analysis.exchange import neighbours
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.timeseries import equilibrated, inefficiencies
-from couloir.cv.bias import HarmonicBias
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.bias import HarmonicBias, bias_from_dict
 from couloir.errors import DataError, Finding
 from couloir.sampling.engine import Engine
 from couloir.sampling.seeds import Seeds, window_centers
@@ -33,6 +38,11 @@ LEAST_OVERLAP = 0.05
 """Neighbours that overlap less get a window between them."""
 MOST_INSERTED = 6
 """Windows put into one gap at once: further ones are better placed once these have been sampled."""
+SLACK = 0.8
+"""With distances to this power a window is between two others in a lens, four fifths as thick as the ball of the Gabriel graph
+(along one CV: as ever): a mean just inside the ball, where noise put it, must not hide a gap."""
+MOST_REPORTED = 8
+"""Gaps named one by one in the findings; further ones are counted."""
 _STIFFER = 2.0
 """A window on a barrier of curvature -c gets at least a force constant of 2 c: half of it is left to hold the samples."""
 
@@ -60,7 +70,7 @@ class AdaptedWindows:
     samples : everything the pilots recorded, window by window.
     overlaps : of neighbours, measured.
     n_rounds : pilots run.
-    findings : neighbours that still share too little.
+    findings : gaps that are left: neighbours that still share too little; and whether the windows allowed were used up.
     """
 
     windows: UmbrellaSampling
@@ -105,10 +115,36 @@ def spacing(overlap: float = TARGET_OVERLAP) -> float:
     return float(brentq(lambda d: gaussian_overlap(d) - overlap, 0.0, 12.0))
 
 
+def coarse_windows(
+    cvs: CollectiveVariable | Sequence[CollectiveVariable], n_windows: int | Sequence[int], kT: float, range: Any = None,
+    overlap: float = TARGET_OVERLAP,
+) -> UmbrellaSampling:  # fmt: skip
+    """Return a grid to start from, with the force constants that give next neighbours this overlap where the surface is flat.
+
+    Parameters
+    ----------
+    n_windows, range : as for :meth:`UmbrellaSampling.grid`; two windows or more per CV.
+    kT : kJ/mol.
+
+    Raises
+    ------
+    DataError : there are fewer than two windows along a CV, or the grid or overlap cannot be planned for.
+    """
+    trial = UmbrellaSampling.grid(cvs, n_windows, 1.0, range)
+    constants = []
+    for i, cv in enumerate(trial.cvs):
+        steps = np.diff(np.unique(trial.centers[:, i].round(12)))
+        if len(steps) == 0:
+            raise DataError(f"one window along {cv.name} has no neighbour to overlap with", "give two or more per CV")
+        constants.append(float(kT * (spacing(overlap) / steps.min()) ** 2))
+    return UmbrellaSampling.grid(cvs, n_windows, constants, range)
+
+
 def pair_overlaps(windows: UmbrellaSampling, samples: BiasedSamples) -> tuple[PairOverlap, ...]:
     """Return the overlap of all neighbouring windows that hold samples, measured from these.
 
-    Windows are neighbours when no third has its samples between theirs.
+    Windows are neighbours when no third has its samples between theirs: the Gabriel graph of the samples' means and, along
+    several CVs, pairs that noise might bring into it (see ``SLACK``).
 
     Parameters
     ----------
@@ -123,7 +159,7 @@ def pair_overlaps(windows: UmbrellaSampling, samples: BiasedSamples) -> tuple[Pa
     g = inefficiencies(samples)
     kT = float(np.mean(samples.kT))
     distance = np.array([windows.distance(means, mean, kT) for mean in means])
-    return tuple(_pair_overlap(samples, int(i), int(j), g) for i, j in neighbours(distance))
+    return tuple(_pair_overlap(samples, int(i), int(j), g) for i, j in neighbours(distance**SLACK))
 
 
 def _pair_overlap(samples: BiasedSamples, i: int, j: int, g: Array) -> PairOverlap:
@@ -141,28 +177,63 @@ def _pair_overlap(samples: BiasedSamples, i: int, j: int, g: Array) -> PairOverl
     return PairOverlap((i, j), float(sum(s.mean() for s in shared)), float(error))
 
 
+def gaps(
+    windows: UmbrellaSampling, samples: BiasedSamples, pairs: Sequence[PairOverlap], least: float = LEAST_OVERLAP
+) -> tuple[PairOverlap, ...]:
+    """Return the neighbours that overlap by less than ``least``, worst first, and are not bridged by a third window.
+
+    A window bridges two others when it shares ``least`` or more with both and its samples lie beside the stretch between
+    theirs (along one CV no window does: it would lie between them, and they would be no neighbours).
+
+    Parameters
+    ----------
+    pairs : what :func:`pair_overlaps` returned for these windows and samples.
+    """
+    means = _means(windows, samples)
+    scale = np.sqrt(np.mean([window.force_constants for window in windows.windows], axis=0))
+    linked: dict[int, set[int]] = {}
+    for pair in pairs:
+        if pair.overlap >= least:
+            for a, b in (pair.windows, pair.windows[::-1]):
+                linked.setdefault(a, set()).add(b)
+
+    def bridged(i: int, j: int) -> bool:
+        way = windows.displacement(means[j] - means[i]) * scale
+        for k in linked.get(i, set()) & linked.get(j, set()):
+            to, on = (windows.displacement(x) * scale for x in (means[k] - means[i], means[j] - means[k]))
+            # Around a period the three need not form a triangle: k may be behind both.
+            if np.allclose(to + on, way, rtol=0, atol=1e-6 * float(scale.max())) and 0 < to @ way < way @ way:
+                return True
+        return False
+
+    low = [pair for pair in pairs if pair.overlap < least and not bridged(*pair.windows)]
+    return tuple(sorted(low, key=lambda pair: pair.overlap))
+
+
 def _means(windows: UmbrellaSampling, samples: BiasedSamples) -> Array:
     """Return where the samples of each window are on average (n_windows, n_cvs), as images next to its centre."""
     return np.asarray(windows.centers + np.array([_moments(windows, samples, w)[0] for w in range(len(windows))]))
 
 
 def _moments(windows: UmbrellaSampling, samples: BiasedSamples, window: int) -> tuple[Array, Array]:
+    """Return the mean (n_cvs,) of a window's samples, relative to its centre, and their covariance (n_cvs, n_cvs)."""
     rows = samples.window == window
     if not rows.any():
         raise DataError(f"window {window} has no samples", "run it before planning further windows")
     delta = windows.displacement(np.stack([samples[cv.name][rows] for cv in windows.cvs], axis=1) - windows.centers[window])
-    return delta.mean(axis=0), delta.var(axis=0)
+    mean = delta.mean(axis=0)
+    return mean, (delta - mean).T @ (delta - mean) / len(delta)
 
 
 def adapt_windows(
     windows: UmbrellaSampling, samples: BiasedSamples, overlap: float = TARGET_OVERLAP, least: float = LEAST_OVERLAP
 ) -> UmbrellaSampling:
-    """Return the windows with new ones, after the old, in every gap between neighbours that overlap by less than ``least``.
+    """Return the windows with new ones, after the old, in every gap between neighbours (see :func:`gaps`), worst gap first.
 
     New windows stand evenly between the samples of the two; their number follows from the width that the curvature of the
-    surface allows, their force constant from the spacing (softer where they can be, stiffer where the surface curves down),
-    their centres from the mean force, so that the samples fall where they are missing.  Without a gap the same
-    windows come back.  A pure function of its arguments.
+    surface allows, their force constants from the spacing (softer where they can be, stiffer where the surface curves down),
+    their centres from the mean force, so that the samples fall where they are missing.  Where gaps cross, one of them is
+    filled first.  Without a gap the same windows come back.  A pure function of its arguments.
 
     Parameters
     ----------
@@ -173,43 +244,99 @@ def adapt_windows(
 
     Raises
     ------
-    DataError : there are several CVs, a window has no samples, or the overlap cannot be planned for.
+    DataError : a window has no samples, or the overlap cannot be planned for.
     """
-    if len(windows.cvs) > 1:
-        names = ", ".join(cv.name for cv in windows.cvs)
-        raise DataError(f"windows along {names} cannot be placed between others: gaps are found along one CV", "use UmbrellaSampling.grid")
-    new = [
-        bias
-        for pair in pair_overlaps(windows, samples)
-        if pair.overlap < least
-        for bias in _between(windows, samples, *pair.windows, overlap)
-    ]
-    return UmbrellaSampling(windows.cvs, [*windows.windows, *new]) if new else windows
+    found = gaps(windows, samples, pair_overlaps(windows, samples), least)
+    return _filled(windows, samples, found, overlap)
 
 
-def _between(windows: UmbrellaSampling, samples: BiasedSamples, i: int, j: int, overlap: float) -> list[HarmonicBias]:
+def _filled(windows: UmbrellaSampling, samples: BiasedSamples, found: Sequence[PairOverlap], overlap: float) -> UmbrellaSampling:
+    new: list[_Inserted] = []
+    for pair in found:
+        proposed = _between(windows, samples, *pair.windows, overlap)
+        new += [p for p in proposed if not any(p.meets(other, windows, overlap) for other in new)]
+    return UmbrellaSampling(windows.cvs, [*windows.windows, *(inserted.bias for inserted in new)]) if new else windows
+
+
+@dataclass(frozen=True, eq=False)
+class _Inserted:
+    """A new window, where its samples are to fall (n_cvs,), their precision (n_cvs, n_cvs), and the gap it is for."""
+
+    bias: HarmonicBias
+    place: Array
+    precision: Array
+    gap: tuple[int, int]
+
+    def meets(self, other: _Inserted, windows: UmbrellaSampling, overlap: float) -> bool:
+        """Whether a window for another gap already stands within half of the wanted spacing."""
+        delta = windows.displacement(self.place - other.place)
+        return self.gap != other.gap and float(delta @ self.precision @ delta) < (0.5 * spacing(overlap)) ** 2
+
+
+def _between(windows: UmbrellaSampling, samples: BiasedSamples, i: int, j: int, overlap: float) -> list[_Inserted]:
     """Return windows for the gap between the samples of windows i and j."""
     kT = float(np.mean(samples.kT[[i, j]]))
     k = np.array([windows.windows[w].force_constants for w in (i, j)])
-    (shift_i, variance_i), (shift_j, variance_j) = (_moments(windows, samples, w) for w in (i, j))
-    start, gap = windows.centers[i] + shift_i, windows.displacement(windows.centers[j] + shift_j - windows.centers[i] - shift_i)
-    force = np.array([-k[0] * shift_i, -k[1] * shift_j])
-    spread = np.maximum(np.array([variance_i, variance_j]), 1e-12)
-    wide = spacing(overlap)
-    width = np.sqrt(np.mean(1.0 / spread, axis=0) ** -1)
-    n = int(np.clip(np.ceil(np.linalg.norm(gap / width) / wide) - 1, 1, MOST_INSERTED))
-    part = np.abs(gap) / (n + 1)
-    curvature = np.minimum((force[1] - force[0]) / gap, (kT / spread - k).min(axis=0))
-    floor = np.maximum(-_STIFFER * curvature, 0.5 * k.min(axis=0))
-    constants = np.clip(kT * (wide / part) ** 2 - curvature, floor, np.maximum(floor, 4.0 * k.max(axis=0)))
+    # CVs times the square root of the force constant: energies then, whatever their units.
+    unit = np.sqrt(np.sqrt(k[0] * k[1]))
+    k = k / unit**2
+    moments = [_moments(windows, samples, w) for w in (i, j)]
+    shift = np.array([mean for mean, _ in moments])
+    start = windows.centers[i] + shift[0]
+    gap = windows.displacement(windows.centers[j] + shift[1] - start) * unit
+    shift, force = shift * unit, -k * shift * unit
+    precision = [_inverse(covariance * np.outer(unit, unit), 1e-6 * kT) for _, covariance in moments]
+    wide, length = spacing(overlap), float(np.linalg.norm(gap))
+    n = int(np.clip(np.ceil(np.sqrt(gap @ np.mean(precision, axis=0) @ gap) / wide) - 1, 1, MOST_INSERTED))
+    along = gap / length
+    curvatures = _curvatures(kT * np.array(precision) - [np.diag(x) for x in k], force, gap)
+    constants = _constants(k, kT * (wide * (n + 1) / length) ** 2, curvatures, along)
+    # A centre may not leave the stretch between the two by more than the gap: a wrong force must not carry it away.
+    # Across, the two windows show how far a slope carries samples.
+    reach = length + float(np.linalg.norm(shift - np.outer(shift @ along, along), axis=1).max())
+    width = np.diag(unit) @ (np.diag(constants) + np.mean(curvatures, axis=0)) @ np.diag(unit) / kT
     out = []
     for share in np.arange(1, n + 1) / (n + 1):
-        place = start + share * gap
-        centre = windows.displacement(place + ((1 - share) * force[0] + share * force[1]) / constants)
-        # A centre may not leave the stretch between the two by more than the gap: a wrong force must not carry it away.
-        centre = place + np.clip(windows.displacement(centre - place), -np.abs(gap), np.abs(gap))
-        out.append(HarmonicBias.on(windows.cvs, [float(x) for x in centre], [float(x) for x in constants]))
+        ahead = ((1 - share) * force[0] + share * force[1]) / constants
+        ahead = ahead * min(1.0, reach / max(float(np.linalg.norm(ahead)), 1e-300))
+        place = start + share * gap / unit
+        center = windows.displacement(place + ahead / unit)
+        bias = HarmonicBias.on(windows.cvs, [float(x) for x in center], [float(x) for x in constants * unit**2])
+        out.append(_Inserted(bias, place, width, (i, j)))
     return out
+
+
+def _inverse(covariance: Array, least: float) -> Array:
+    """Return the inverse of a covariance, no direction of which is taken to be narrower than a variance of ``least``."""
+    variance, axes = np.linalg.eigh(covariance)
+    return np.asarray((axes / np.maximum(variance, least)) @ axes.T)
+
+
+def _curvatures(at_ends: Array, force: Array, gap: Array) -> Array:
+    """Return curvature matrices (3, n, n): at both ends, and their mean with the change of force along the gap in its place."""
+    along, length = gap / np.linalg.norm(gap), np.linalg.norm(gap)
+    mean = at_ends.mean(axis=0)
+    between = (force[1] - force[0]) @ along / length
+    return np.asarray([*at_ends, mean + (between - along @ mean @ along) * np.outer(along, along)])
+
+
+def _constants(k: Array, wanted: float, curvatures: Array, along: Array) -> Array:
+    """Return the force constants (n,) that leave a total curvature ``wanted`` in the direction ``along``, if they may.
+
+    Parameters
+    ----------
+    k : (2, n) those of the windows at both ends, whose geometric mean is one.
+    """
+    lowest = min(float(along @ c @ along) for c in curvatures)
+    # With 1 + u_a^2 (r - 1) along axis a the sum over u_a^2 k_a is 1 + (r - 1) sum u_a^4.
+    stiffening = (wanted - lowest - 1.0) / float(np.sum(along**4))
+    # Gershgorin: with twice what off-diagonal elements leave, the total curvature is positive in every direction.
+    off_diagonal = np.abs(curvatures).sum(axis=2) - np.abs(np.diagonal(curvatures, axis1=1, axis2=2))
+    bound = (np.diagonal(curvatures, axis1=1, axis2=2) - off_diagonal).min(axis=0)
+    floor = np.maximum(-_STIFFER * bound, 0.5 * k.min(axis=0))
+    # With several CVs there are neighbours across, too: a window much narrower than they are would share less with these.
+    most = (4.0 if k.shape[1] == 1 else 1.0) * k.max(axis=0)
+    return np.asarray(np.clip(1.0 + along**2 * stiffening, floor, np.maximum(floor, most)))
 
 
 def place_windows(
@@ -222,13 +349,15 @@ def place_windows(
     overlap: float = TARGET_OVERLAP,
     least: float = LEAST_OVERLAP,
     max_rounds: int = 8,
+    max_windows: int | None = None,
     record_stride: Any = None,
     store: Store | None = None,
     name: str = "pilot",
 ) -> AdaptedWindows:
     """Sample coarse windows and insert further ones until all neighbours overlap; only new windows are sampled each round.
 
-    New windows start from the frame kept so far that is nearest to them.  The same call on the same store continues.
+    New windows start from the frame kept so far that is nearest to them.  The same call on the same store continues, with
+    the windows that the store says were inserted.
 
     Parameters
     ----------
@@ -237,42 +366,64 @@ def place_windows(
     duration : of every walker's pilot.
     overlap, least : wanted between neighbours, and below which a gap gets windows (see :func:`adapt_windows`).
     max_rounds : most pilots; what then still shares too little is in the findings.
+    max_windows : most windows in all, default ten times those given: where the surface is steep beyond all that windows of
+        this kind can hold, gaps never close.
     record_stride, store, name : as for :meth:`UmbrellaSampling.run`; each round is a run of its own, ``pilot0``, ``pilot1``, ...
 
     Raises
     ------
-    DataError : there are several CVs, a window has no seed, or the overlap cannot be planned for.
+    DataError : a window has no seed, or the overlap cannot be planned for.
     SimulationError : a walker blew up.
     """
     spacing(overlap)
     store = store or Store()
+    limit = 10 * len(windows) if max_windows is None else max_windows
     new, parts, done = windows, [], 0
     starts: Seeds | Mapping[int, Sequence[State]] = seeds
-    for number in range(max_rounds):
+    while True:
         parts.append(
             new.run(
-                engine, starts, duration, seed=integer_seed(seed, name, number), record_stride=record_stride,
-                exchange=False, store=store, name=f"{name}{number}",
+                engine, starts, duration, seed=integer_seed(seed, name, done), record_stride=record_stride,
+                exchange=False, store=store, name=f"{name}{done}",
             )
         )  # fmt: skip
-        samples = equilibrated(BiasedSamples.join(*parts))
-        done, adapted = number + 1, adapt_windows(windows, samples, overlap, least)
-        if len(adapted) == len(windows) or done == max_rounds:
+        samples, done = equilibrated(BiasedSamples.join(*parts)), done + 1
+        pairs = pair_overlaps(windows, samples)
+        left = gaps(windows, samples, pairs, least)
+        if not left or done >= max_rounds or len(windows) >= limit:
             break
-        new = UmbrellaSampling(windows.cvs, adapted.windows[len(windows) :])
-        starts, windows = _nearest_frames(store, [f"{name}{i}" for i in range(done)], new), adapted
-    pairs = pair_overlaps(windows, samples)
-    findings = tuple(
-        Finding("low-overlap", f"after {done} rounds, {pair}", "allow more rounds or longer pilots, or record what else is slow there")
-        for pair in pairs
-        if pair.overlap < least
-    )
+        # Rounding on another machine must not move windows that were run already.
+        if (inserted := store.get(f"{name}{done}/windows")) is None:
+            inserted = [bias.to_dict() for bias in _filled(windows, samples, left, overlap).windows[len(windows) : limit]]
+            store[f"{name}{done}/windows"] = inserted
+        new = UmbrellaSampling(windows.cvs, [_harmonic(bias) for bias in inserted])
+        starts = _nearest_frames(store, [f"{name}{i}" for i in range(done)], new)
+        windows = UmbrellaSampling(windows.cvs, [*windows.windows, *new.windows])
+    findings = _findings(left, done, len(windows), limit)
     own = _nearest_frames(store, [f"{name}{i}" for i in range(done)], windows)
     found = Seeds(
         tuple(own[w][0] for w in range(len(windows))), np.arange(len(windows)), ("given",) * len(windows),
         findings=findings, centers=window_centers(windows),
     )  # fmt: skip
     return AdaptedWindows(windows, found, BiasedSamples.join(*parts), pairs, done, findings)
+
+
+def _harmonic(data: Mapping[str, Any]) -> HarmonicBias:
+    bias = bias_from_dict(data)
+    assert isinstance(bias, HarmonicBias)
+    return bias
+
+
+def _findings(left: Sequence[PairOverlap], rounds: int, n_windows: int, limit: int) -> tuple[Finding, ...]:
+    fix = "allow more rounds or longer pilots, or record what else is slow there"
+    named = [Finding("low-overlap", f"after {rounds} rounds, {pair}", fix) for pair in left[:MOST_REPORTED]]
+    if len(left) > MOST_REPORTED:
+        named.append(Finding("low-overlap", f"{len(left) - MOST_REPORTED} further pairs of neighbouring windows share too little", fix))
+    if left and n_windows >= limit:
+        text = f"{n_windows} windows, as many as are allowed, leave gaps; the worst is between windows {left[0].windows[0]} and "
+        text += f"{left[0].windows[1]}"
+        named.append(Finding("window-limit", text, "allow more (max_windows), or leave out what is never reached (a smaller range)"))
+    return tuple(named)
 
 
 def _nearest_frames(store: Store, names: Sequence[str], windows: UmbrellaSampling) -> dict[int, list[State]]:

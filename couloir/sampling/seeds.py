@@ -74,8 +74,8 @@ def window_centers(windows: UmbrellaSampling) -> dict[str, Array]:
     return {f"{cv.name} [{cv.unit}]" if cv.unit else cv.name: windows.centers[:, i] for i, cv in enumerate(windows.cvs)}
 
 
-def save_seeds(store: Store, seeds: Seeds) -> None:
-    """Write seeds to a store in one step."""
+def save_seeds(store: Store, seeds: Seeds, series: str = "seeds") -> None:
+    """Write seeds to a store in one step, as a chunk of ``series``."""
     arrays: dict[str, npt.NDArray[Any]] = {
         "positions": np.array([state.positions for state in seeds.states]),
         "windows": seeds.windows,
@@ -87,12 +87,12 @@ def save_seeds(store: Store, seeds: Seeds) -> None:
     for name, values in (("velocities", [s.velocities for s in seeds.states]), ("boxes", [s.box for s in seeds.states])):
         if all(v is not None for v in values):
             arrays[name] = np.array(values)
-    store.append({"seeds": arrays})
+    store.append({series: arrays})
 
 
-def load_seeds(store: Store) -> Seeds:
+def load_seeds(store: Store, series: str = "seeds") -> Seeds:
     """Read what :func:`save_seeds` wrote."""
-    data = store.chunk("seeds", -1)
+    data = store.chunk(series, -1)
     n = len(data["windows"])
     velocities, boxes = data.get("velocities", [None] * n), data.get("boxes", [None] * n)
     return Seeds(

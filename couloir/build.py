@@ -13,12 +13,15 @@ from couloir.cv.geometric import Coordinate
 from couloir.cv.registry import from_config, from_dict
 from couloir.errors import ConfigError, nearest
 from couloir.run import Run
+from couloir.sampling.planning import coarse_windows
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, State
 
 LEARNED = ("diffusion_map",)
 """Types of CV that are learned from the unbiased data."""
+COARSE_1D, COARSE_ND = 12, 8
+"""Windows along one CV, or along each of several, that further ones are placed between."""
 EXPLORED_PERCENTILES = (1.0, 99.0)
 """Of the unbiased data, what windows without a range span."""
 
@@ -150,7 +153,8 @@ def _learned(run: Run, topology: Any, name: str, frames: Array) -> CollectiveVar
 def build_windows(run: Run, engine: Any, cvs: dict[str, CollectiveVariable], frames: Array | None = None) -> UmbrellaSampling:
     """Return the windows of ``[umbrella]``.
 
-    Without a force constant, neighbours are one window width apart.  Without a range, windows along a CV that has no
+    Without a force constant, neighbours are one window width apart.  With an overlap to reach these are the few windows to start
+    from (see :func:`couloir.placement.placed_windows`).  Without a range, windows along a CV that has no
     period span ``EXPLORED_PERCENTILES`` of its values in the unbiased data.
 
     Parameters
@@ -164,9 +168,11 @@ def build_windows(run: Run, engine: Any, cvs: dict[str, CollectiveVariable], fra
     table = run.config.umbrella
     assert table is not None
     along = [cvs[name] for name in table.along]
-    numbers = list(table.windows) * (len(along) if len(table.windows) == 1 else 1)
     ranges: list[Any] = list(table.range) if table.range is not None else [_explored_range(run, cv, frames) for cv in along]
     grid_range: Any = ranges[0] if len(along) == 1 else ranges
+    if table.overlap is not None:
+        return coarse_windows(along, [COARSE_1D if len(along) == 1 else COARSE_ND] * len(along), engine.kT, grid_range, table.overlap)
+    numbers = list(table.windows) * (len(along) if len(table.windows) == 1 else 1)
     constants: Any = table.force_constant
     if constants is None:
         trial = UmbrellaSampling.grid(along, numbers, 1.0, grid_range)

@@ -111,6 +111,7 @@ class UmbrellaTable(_Table):
     windows: tuple[PositiveInt, ...] = (36,)
     range: tuple[tuple[float | str, float | str], ...] | None = None
     force_constant: float | str | tuple[float | str, ...] | None = None
+    overlap: Annotated[float, Field(gt=0.03, lt=0.45)] | None = None
     seeding: Literal["model", "dragged"] = "model"
     seeds_per_window: PositiveInt = 2
     frontier: bool = False
@@ -118,6 +119,7 @@ class UmbrellaTable(_Table):
     duration: Time | None = None
     until: str | None = None
     max_duration: Time | None = None
+    allocation: Literal["adaptive", "uniform"] = "adaptive"
     record: tuple[str, ...] | None = None
     record_stride: Time | None = None
 
@@ -139,6 +141,16 @@ class UmbrellaTable(_Table):
             raise ValueError('give either duration = "400 ps" or until = "0.25 kT"')
         if self.until is not None and convert(self.until, "kT", "until") <= 0:
             raise ValueError(f'until = {self.until!r} is not positive: give an error to reach, such as "0.25 kT"')
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_place(self) -> UmbrellaTable:
+        given = [key for key in ("windows", "force_constant") if key in self.model_fields_set]
+        if self.overlap is not None and given:
+            raise ValueError(
+                f"overlap = {self.overlap:g} has windows placed by sampling, and {' and '.join(given)} says where they are: leave out "
+                f"{' and '.join(given)}, or leave out overlap"
+            )
         return self
 
     @model_validator(mode="after")

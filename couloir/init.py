@@ -156,6 +156,7 @@ class _Draft:
             yield "windows = 24                # evenly over the range"
             yield f'range = ["{low:.2f} nm", "{high:.2f} nm"]'
         yield '# force_constant = "100 kJ/mol/rad^2"    # default: neighbouring windows one width apart'
+        yield "# overlap = 0.1              # instead of both: short pilots place the windows so that neighbours share this much"
         yield (
             f'seeding = "{"model" if self.model else "dragged"}"'.ljust(28)
             + '# "model", or "dragged" from window to window, which needs no [explore]'

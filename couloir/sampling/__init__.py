@@ -15,6 +15,7 @@ _HOMES = {
     "UmbrellaSampling": "umbrella",
     "dragged_seeds": "dragging",
     "adapt_windows": "planning",
+    "coarse_windows": "planning",
     "frontier_rounds": "frontier",
     "pair_overlaps": "planning",
     "place_windows": "planning",

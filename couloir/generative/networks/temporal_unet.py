@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from couloir.errors import ConfigError, DataError, ModelError, nearest
+from couloir.generative.networks.temporal_layers import GROUPS, Level, Norm, coarse, masked
 from couloir.generative.schedule import NoiseSchedule
 
 Head = Literal["energy", "plain"]
 Prediction = Literal["velocity", "noise"]
-Norm = Literal["group", "frame"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {"head": ("energy", "plain"), "prediction": ("velocity", "noise"), "norm": ("group", "frame")}
 
@@ -94,16 +94,16 @@ class TemporalUNet(nn.Module):
         self.condition = nn.Sequential(nn.Linear(n_conditions, width), nn.Mish(), nn.Linear(width, width)) if n_conditions else None
         self.unconditional = nn.Parameter(torch.zeros(width)) if n_conditions else None
 
-        def level(enter: int, leave: int, attend: bool) -> _Level:
-            return _Level(enter, leave, width, kernel_size, norm, heads if attend else 0)
+        def level(enter: int, leave: int, attend: bool) -> Level:
+            return Level(enter, leave, width, kernel_size, norm, heads if attend else 0)
 
         enters = [n_coordinates, *channels[:-1]]
         self.down = nn.ModuleList(level(a, b, level_attention) for a, b in zip(enters, channels, strict=True))
         self.shrink = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in channels[:-1])
         self.middle = nn.ModuleList([level(channels[-1], channels[-1], attention)])
         self.grow, self.up = nn.ModuleList(), nn.ModuleList()
-        for fine, coarse in [] if encoder_only else [*itertools.pairwise(channels)][::-1]:
-            self.grow.append(nn.ConvTranspose1d(coarse, fine, 4, stride=2, padding=1))
+        for fine, below in [] if encoder_only else [*itertools.pairwise(channels)][::-1]:
+            self.grow.append(nn.ConvTranspose1d(below, fine, 4, stride=2, padding=1))
             self.up.append(level(2 * fine, fine, level_attention))
         # A constant in the energy has no gradient, so the energy head has no bias.
         n_out = 1 if head == "energy" else n_coordinates
@@ -165,7 +165,7 @@ class TemporalUNet(nn.Module):
         energies = self._trunk(self._scaled(x, noise, mask), self._context(noise, condition, None), mask)[:, :, 0]
         if self.encoder_only:
             real = torch.ones(x.shape[:2], device=x.device) if mask is None else mask
-            share = _coarse(functional.pad(real.to(x.dtype), (0, -x.shape[1] % self.stride)), self.stride, "count")
+            share = coarse(functional.pad(real.to(x.dtype), (0, -x.shape[1] % self.stride)), self.stride, "count")
             energies = (energies / share.clamp(min=1.0)).repeat_interleave(self.stride, dim=1)[:, : x.shape[1]]
         s, d = noise[:, None], self.data_std
         if self.prediction == "noise":
@@ -252,11 +252,11 @@ class TemporalUNet(nn.Module):
             h = level(h, context, masks[i])
             if i < len(self.shrink):
                 skips.append(h)
-                h = _masked(self.shrink[i](h), masks[i + 1])
+                h = masked(self.shrink[i](h), masks[i + 1])
         h = self.middle[0](h, context, masks[-1])
         for grow, level, m in zip(self.grow, self.up, masks[-2::-1], strict=False):
-            h = level(torch.cat([_masked(grow(h), m), skips.pop()], dim=1), context, m)
-        out = _masked(self.leave(h), masks[-1] if self.encoder_only else masks[0]).transpose(1, 2)
+            h = level(torch.cat([masked(grow(h), m), skips.pop()], dim=1), context, m)
+        out = masked(self.leave(h), masks[-1] if self.encoder_only else masks[0]).transpose(1, 2)
         return out if self.encoder_only else out[:, :n_frames]
 
     def _masks(self, u: Tensor, fill: int, mask: Tensor | None) -> list[Tensor | None]:
@@ -265,7 +265,7 @@ class TemporalUNet(nn.Module):
             return [None] * len(self.down)
         real = torch.ones(u.shape[:2], dtype=u.dtype, device=u.device) if mask is None else mask.to(u.dtype)
         finest = functional.pad(real, (0, fill))
-        return [_coarse(finest, 2**i, "any")[:, None] for i in range(len(self.down))]
+        return [coarse(finest, 2**i, "any")[:, None] for i in range(len(self.down))]
 
 
 class SnippetDenoiser(nn.Module):
@@ -320,101 +320,6 @@ def snippet_loss(
     return error.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
-class _Level(nn.Module):
-    """Two residual blocks, and self-attention between them when ``heads`` is not zero."""
-
-    def __init__(self, enter: int, leave: int, width: int, kernel_size: int, norm: Norm, heads: int) -> None:
-        super().__init__()
-        self.first = _Block(enter, leave, width, kernel_size, norm)
-        self.attention = _Attention(leave, heads) if heads else None
-        self.second = _Block(leave, leave, width, kernel_size, norm)
-
-    def forward(self, h: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        h = self.first(h, context, mask)
-        if self.attention is not None:
-            h = self.attention(h, mask)
-        return self.second(h, context, mask)  # type: ignore[no-any-return]
-
-
-class _Block(nn.Module):
-    """Residual block: (Conv1d, norm, Mish) twice with the embedding of noise and condition added in between."""
-
-    def __init__(self, enter: int, leave: int, width: int, kernel_size: int, norm: Norm) -> None:
-        super().__init__()
-        self.conv_1 = nn.Conv1d(enter, leave, kernel_size, padding=kernel_size // 2)
-        self.norm_1 = _Norm(leave, norm)
-        self.context = nn.Linear(width, leave)
-        self.conv_2 = nn.Conv1d(leave, leave, kernel_size, padding=kernel_size // 2)
-        self.norm_2 = _Norm(leave, norm)
-        self.skip = nn.Conv1d(enter, leave, 1) if enter != leave else nn.Identity()
-
-    def forward(self, h: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        inner = functional.mish(self.norm_1(self.conv_1(h), mask)) + self.context(context)[:, :, None]
-        inner = functional.mish(self.norm_2(self.conv_2(_masked(inner, mask)), mask))
-        return _masked(inner + self.skip(h), mask)
-
-
-class _Norm(nn.Module):
-    """Group norm over real frames (Wu & He 2018), or layer norm over the channels of each frame."""
-
-    def __init__(self, channels: int, norm: Norm) -> None:
-        super().__init__()
-        self.norm = norm
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        if self.norm == "frame":
-            # Written out: over a strided dimension this is faster than layer_norm, above all to differentiate twice.
-            centred = h - h.mean(dim=1, keepdim=True)
-            normal = centred * ((centred**2).mean(dim=1, keepdim=True) + 1e-5).rsqrt()
-            return normal * self.weight[:, None] + self.bias[:, None]
-        if mask is None:
-            return functional.group_norm(h, _GROUPS, self.weight, self.bias)
-        groups = h.reshape(len(h), _GROUPS, -1, h.shape[2])
-        real = mask[:, None]
-        count = real.sum(dim=(2, 3), keepdim=True) * groups.shape[2]
-        mean = (groups * real).sum(dim=(2, 3), keepdim=True) / count
-        variance = ((groups - mean) ** 2 * real).sum(dim=(2, 3), keepdim=True) / count
-        normal = ((groups - mean) * (variance + 1e-5).rsqrt()).reshape(h.shape)
-        return normal * self.weight[:, None] + self.bias[:, None]
-
-
-class _Attention(nn.Module):
-    """Residual self-attention over time; it starts as the identity."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = _Norm(channels, "frame")
-        self.enter = nn.Conv1d(channels, 3 * channels, 1, bias=False)
-        self.leave = nn.Conv1d(channels, channels, 1)
-        nn.init.zeros_(self.leave.weight)
-
-    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        n, channels, steps = h.shape
-        parts = self.enter(self.norm(h, mask)).reshape(n, 3, self.heads, channels // self.heads, steps)
-        query, key, value = parts.transpose(-1, -2).unbind(dim=1)
-        # Written out, because PyTorch's fused attention has no second derivative, which the energy head needs.
-        overlap = query @ key.transpose(-1, -2) * (channels // self.heads) ** -0.5
-        if mask is not None:
-            overlap = overlap.masked_fill(mask[:, None] == 0, -torch.inf)
-        mixed = (overlap.softmax(dim=-1) @ value).transpose(-1, -2).reshape(n, channels, steps)
-        return _masked(h + self.leave(mixed), mask)
-
-
-_GROUPS = 8  # of channels, in group norm
-
-
-def _masked(h: Tensor, mask: Tensor | None) -> Tensor:
-    return h if mask is None else h * mask
-
-
-def _coarse(real: Tensor, factor: int, how: Literal["any", "count"]) -> Tensor:
-    """Return for steps of ``factor`` frames each whether any is real, or how many are, (n, frames / factor)."""
-    steps = real.reshape(len(real), -1, factor)
-    return steps.amax(dim=2) if how == "any" else steps.sum(dim=2)
-
-
 def _check(description: Mapping[str, Any]) -> None:
     """Raise a ConfigError for a choice that does not exist or a number that makes no sense."""
     for name, choices in _CHOICES.items():
@@ -424,7 +329,7 @@ def _check(description: Mapping[str, Any]) -> None:
     good = {
         "n_coordinates": description["n_coordinates"] >= 1,
         "n_conditions": description["n_conditions"] >= 0,
-        "base_channels": base >= 1 and base % _GROUPS == 0,
+        "base_channels": base >= 1 and base % GROUPS == 0,
         "multipliers": len(multipliers) >= 1 and all(m >= 1 for m in multipliers),
         "kernel_size": description["kernel_size"] % 2 == 1 and description["kernel_size"] >= 1,
         "heads": description["heads"] >= 1 and base % description["heads"] == 0,

@@ -13,23 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from couloir import report_figures as figures
 from couloir import report_html as web
-from couloir.analysis import convergence, free_energy_surface, wham
-from couloir.analysis.landscape import Landscape
+from couloir import report_sections as sections
+from couloir.analysis import free_energy_surface
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.errors import CouloirError, DataError, Finding, StoreError
-from couloir.report_data import RunData, read_run, record_stride
-from couloir.report_html import Page
+from couloir.report_data import RunData, read_run
+from couloir.report_html import Page, duration
+from couloir.report_sections import BELOW
 from couloir.run import Run
 
 _MBAR_ENTRIES = 20_000_000
 """Rows times windows up to which MBAR sees every row (its matrix takes 8 bytes each)."""
-_PARTS = (0.25, 0.5, 0.75, 1.0)
-_BELOW = 8.0
-BASIN_DEPTH = 2.0
-"""kT; noise makes shallower basins than this."""
 
 
 def write_report(run: Run, path: str | Path | None = None) -> Path:
@@ -65,18 +61,19 @@ def _page(data: RunData) -> Page:
     comparisons = [_compare(data, surface) for surface in data.surfaces]
     _summary(page, data)
     _warnings(page, data, [found for _, found in comparisons if found is not None])
-    sections: list[tuple[str, str, Callable[[Page, RunData], None]]] = []
+    written: list[tuple[str, str, Callable[[Page, RunData], None]]] = []
     if data.explored is not None and data.samples is None:
-        sections.append(("explored", "Unbiased dynamics", _explored))
+        written.append(("explored", "Unbiased dynamics", sections.write_explored))
     if data.run.config.umbrella is not None:
-        sections += [
-            ("surfaces", "Free energy", lambda p, d: _surfaces(p, d, [text for text, _ in comparisons])),
-            ("windows", "Windows", _windows),
-            ("seeds", "Seeds", _seeds),
-            ("convergence", "Convergence with time", _convergence),
-            ("equilibration", "Equilibration", _equilibration),
+        written += [
+            ("surfaces", "Free energy", lambda p, d: sections.write_surfaces(p, d, [text for text, _ in comparisons])),
+            ("windows", "Windows", sections.write_windows),
+            *([("exchange", "Exchange", sections.write_exchange)] if data.run.config.umbrella.exchange else []),
+            ("seeds", "Seeds", sections.write_seeds),
+            ("convergence", "Convergence with time", sections.write_convergence),
+            ("equilibration", "Equilibration", sections.write_equilibration),
         ]
-    for name, title, write in [*sections, ("provenance", "Provenance", _provenance)]:
+    for name, title, write in [*written, ("provenance", "Provenance", _provenance)]:
         page.heading(name, title)
         try:
             write(page, data)
@@ -109,13 +106,15 @@ def _summary(page: Page, data: RunData) -> None:
     )
     page.add(f"<h1>{web.escape(page.title)}</h1>", state)
     method = f"umbrella windows along {', '.join(data.along)}" if data.along else "unbiased dynamics"
-    text = f"{_system_name(data)} at {thermal}: {method}, {_time(total)} simulated in total."
+    text = f"{_system_name(data)} at {thermal}: {method}, {duration(total)} simulated in total."
     note = " (± one standard error)" if answers else ""
     page.add(web.paragraph(text + "".join(f" {line}." for line in answers[:2]) + note, "answer"))
-    items = [("temperature", thermal), ("unbiased dynamics", _time(unbiased))]
+    items = [("temperature", thermal), ("unbiased dynamics", duration(unbiased))]
     if data.along:
         n_windows = data.samples.n_windows if data.samples is not None else "not started"
-        items += [("in windows, all walkers", _time(data.sampled)), ("windows", str(n_windows))]
+        items += [("in windows, all walkers", duration(data.sampled)), ("windows", str(n_windows))]
+        if data.exchange is not None:
+            items.append(("round trips by exchange", f"{data.exchange.round_trips.sum():g}"))
     page.add(web.numbers(items))
     if len(answers) > 2:
         page.add("<ul>" + "".join(f"<li>{web.escape(line)}</li>" for line in answers[2:12]) + "</ul>")
@@ -166,7 +165,7 @@ def _compare(data: RunData, surface: FreeEnergySurface) -> tuple[str, Finding | 
         one, other = (free_energy_surface(samples, surface.names, estimator=e, equilibrate=False, **options) for e in ("wham", "mbar"))
     except CouloirError as problem:
         return f"WHAM and MBAR could not be compared: {problem.message}", None
-    low = np.minimum(one.free_energy, other.free_energy) < _BELOW * surface.kT
+    low = np.minimum(one.free_energy, other.free_energy) < BELOW * surface.kT
     delta = (one.free_energy - other.free_energy)[low & np.isfinite(one.free_energy) & np.isfinite(other.free_energy)] / surface.kT
     if len(delta) == 0:
         return "WHAM and MBAR share no sampled cell, so they could not be compared.", None
@@ -174,7 +173,7 @@ def _compare(data: RunData, surface: FreeEnergySurface) -> tuple[str, Finding | 
     error = _typical_error(surface)
     part = f" (on every {thinned}th row)" if thinned > 1 else ""
     text = (
-        f"WHAM and MBAR{part} differ by at most {largest:.2g} kT below {_BELOW:g} kT; "
+        f"WHAM and MBAR{part} differ by at most {largest:.2g} kT below {BELOW:g} kT; "
         f"the median standard error there is {error:.2g} kT. Shown: {surface.estimator.upper()}."
     )
     if largest > max(0.05, error if np.isfinite(error) else 0.05):
@@ -186,175 +185,13 @@ def _compare(data: RunData, surface: FreeEnergySurface) -> tuple[str, Finding | 
 
 
 def _typical_error(surface: FreeEnergySurface) -> float:
-    errors = surface.standard_error[(surface.free_energy < _BELOW * surface.kT) & np.isfinite(surface.standard_error)]
+    errors = surface.standard_error[(surface.free_energy < BELOW * surface.kT) & np.isfinite(surface.standard_error)]
     return float(np.median(errors)) / surface.kT if errors.size else float("nan")
 
 
 def _thinned(samples: BiasedSamples) -> tuple[BiasedSamples, int]:
     every = max(1, -(-len(samples) * samples.n_windows // _MBAR_ENTRIES))
     return (samples, 1) if every == 1 else (samples.select(slice(None, None, every)), every)
-
-
-def _surfaces(page: Page, data: RunData, comparisons: list[str]) -> None:
-    if not data.surfaces:
-        page.add(web.paragraph("No surface yet: the windows have not been sampled.", "soft"))
-        return
-    if data.provisional:
-        page.add(web.paragraph("Provisional: computed for this report from what the windows hold so far.", "soft"))
-    for surface, comparison in zip(data.surfaces, comparisons, strict=True):
-        along = ", ".join(surface.names)
-        found = surface.landscape(depth=BASIN_DEPTH)
-        drawn = [page.vector(figures.surface_figure(surface, found), _caption(surface))]
-        if len(surface.grid) == 2 and np.isfinite(surface.standard_error).any():
-            drawn.append(page.vector(figures.error_figure(surface), f"Standard error of the surface along {along}."))
-        page.add(web.grid(*drawn), web.paragraph(comparison), *_landscape_tables(found))
-        if len(surface.grid) == 1:
-            page.add(web.details(f"Numbers along {along}", _surface_table(surface)))
-
-
-def _caption(surface: FreeEnergySurface) -> str:
-    place = ", ".join(f"{n} = {v:.3g} {u}".rstrip() for n, v, u in zip(surface.names, surface.minimum(), surface.units, strict=True))
-    band = "The band is the 95 % interval. " if len(surface.grid) == 1 else "Blank: no samples. "
-    return f"Free energy along {', '.join(surface.names)} ({surface.estimator.upper()}). {band}Minimum at {place}."
-
-
-def _landscape_tables(found: Landscape) -> list[str]:
-    """Return tables of basins and of the saddles between them."""
-    where = ", ".join(found.names)
-
-    def place(point: tuple[float, ...]) -> str:
-        return ", ".join(f"{v:.3g}" for v in point)
-
-    basins = [
-        (b.label, place(b.place), f"{b.free_energy}", f"{b.population.value:.3g} ± {b.population.standard_error:.1g}") for b in found.basins
-    ]
-    saddles = [(" to ".join(s.between), place(s.place), f"{s.heights[0]}", f"{s.heights[1]}") for s in found.saddles]
-    parts = [web.table(("basin", where, "free energy", "population"), basins)]
-    if saddles:
-        parts.append(web.table(("pass", where, "height above the first", "above the second"), saddles))
-    return [web.details(f"Basins at least {found.depth:g} kT deep along {where}", "".join(parts))]
-
-
-def _surface_table(surface: FreeEnergySurface) -> str:
-    rows = [
-        (f"{x:.4g}", f"{f:.2f}", f"{e:.2f}", f"{f / surface.kT:.2f}", f"{n:.0f}")
-        for x, f, e, n in zip(surface.grid[0], surface.free_energy, surface.standard_error, surface.n_effective, strict=True)
-    ]
-    name = f"{surface.names[0]} [{surface.units[0]}]" if surface.units[0] else surface.names[0]
-    return web.table((name, "F [kJ/mol]", "standard error", "F [kT]", "effective samples"), rows)
-
-
-def _windows(page: Page, data: RunData) -> None:
-    if data.kept is None:
-        page.add(web.paragraph("The windows have no samples yet.", "soft"))
-        return
-    drawn = [
-        page.vector(figures.window_figure(data.kept, name), f"Histogram of {name} in every window, transients left out.")
-        for name in data.along
-    ]
-    overlap = wham(data.kept).overlap
-    text = "Overlap matrix: row i says where samples of window i could have come from. Neighbours below 0.03 are too far apart."
-    drawn.append(page.vector(figures.overlap_figure(overlap), text))
-    text = "Decorrelated samples in each window, judged by the slowest recorded CV."
-    drawn.append(page.vector(figures.effective_figure(data.kept), text))
-    page.add(web.grid(*drawn))
-
-
-def _seeds(page: Page, data: RunData) -> None:
-    seeds = data.seeds
-    if seeds is None:
-        page.add(web.paragraph("There are no seeds yet.", "soft"))
-        return
-    counts = {kind: seeds.origins.count(kind) for kind in ("model", "dragged", "given")}
-    made = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
-    page.add(web.paragraph(f"{len(seeds)} seeds in {len(set(seeds.windows.tolist()))} windows: {made}."))
-    if seeds.tally:
-        total = {key: int(values.sum()) for key, values in seeds.tally.items()}
-        share = max(total.get("generated", 0), 1)
-        named = {"generated": "generated", "passed": "passed every gate"}
-        rows = [(named.get(key, f"failed first at: {key}"), n, f"{100 * n / share:.0f} %") for key, n in total.items()]
-        page.add(web.table(("candidates", "number", "share"), rows))
-        frame = seeds.to_dataframe()
-        per_window = [(w, *(f"{v:.4g}" for v in row)) for w, row in zip(frame.index, frame.to_numpy(), strict=True)]
-        page.add(web.details("Window by window", web.table(("window", *frame.columns), per_window)))
-    else:
-        page.add(web.paragraph("No candidates were generated: these seeds did not come from a model.", "soft"))
-    if data.topology is not None:
-        cvs = [data.cvs[name] for name in data.along if name in data.cvs]
-        picture = figures.molecule_figure(seeds, data.topology, cvs)
-        text = "Seeds of windows spread along the CV, superposed on the backbone; bonds of the CV's atoms in yellow."
-        page.add(page.raster(picture, text))
-    elif data.potential is not None:
-        text = "Seeds over the potential: blue from the model, red dragged."
-        page.add(web.grid(page.vector(figures.toy_figure(seeds, data.potential, data.engine.kT), text)))
-
-
-def _convergence(page: Page, data: RunData) -> None:
-    if data.kept is None or not data.surfaces:
-        page.add(web.paragraph("Nothing to compare yet.", "soft"))
-        return
-    drawn, rows, header = [], [], [f"{100 * f:.0f} %" for f in _PARTS[:-1]]
-    for surface in data.surfaces:
-        bins = [len(x) for x in surface.grid] if len(surface.grid) > 1 else len(surface.grid[0])
-        parts = convergence(data.kept, surface.names, _PARTS, bins=bins, n_bootstrap=0)
-        labels = [f"{100 * f:.0f} % ({_time(f * data.kept.time.max())} per walker)" for f in _PARTS]
-        names = ", ".join(surface.names)
-        text = f"Surface along {names} from the first part of every walker's time."
-        drawn.append(page.vector(figures.convergence_figure(parts, labels), text))
-        rows.append((names, *(f"{part.rmse(parts[-1], below=_BELOW) / surface.kT:.2f}" for part in parts[:-1])))
-    page.add(web.grid(*drawn))
-    page.add(web.paragraph(f"Root mean square difference from the final surface where that is below {_BELOW:g} kT, in kT:"))
-    page.add(web.table(("surface along", *header), rows))
-    entries = figures.suspicious(data.kept)
-    if entries:
-        page.add(
-            web.paragraph("Walkers that sample different values in the same window (one colour each): a hidden barrier keeps them apart.")
-        )
-        page.add(web.grid(*(
-            page.vector(figures.walkers_figure(data.kept, w, name), f"Window {w}: {name}, scale reduction {r:.2f}.")
-            for w, name, r in entries
-        )))  # fmt: skip
-    elif len(np.unique(data.kept.walker)) > len(np.unique(data.kept.window)):
-        page.add(web.paragraph("Walkers of the same window agree in every recorded CV."))
-    else:
-        page.add(web.paragraph("There is one walker per window, so hidden barriers cannot be seen by comparing walkers.", "soft"))
-
-
-def _equilibration(page: Page, data: RunData) -> None:
-    if data.samples is None:
-        page.add(web.paragraph("The windows have no samples yet.", "soft"))
-        return
-    stride = record_stride(data.samples)
-    shares = np.array([w.discarded / (w.discarded + w.kept) for w in data.table])
-    lost = stride * sum(w.discarded for w in data.table)
-    text = (
-        f"The transient of each walker was detected (not guessed) and left out: {_time(lost)} of {_time(data.sampled)} in all, "
-        f"{100 * float(np.median(shares)):.0f} % of the median walker, {100 * float(shares.max()):.0f} % of the worst."
-    )
-    rows = [
-        (
-            f"{w.window}",
-            w.walker,
-            _time(stride * w.discarded),
-            f"{100 * share:.0f} %",
-            _time(stride * w.inefficiency),
-            f"{w.n_effective:.0f}",
-        )
-        for w, share in zip(data.table, shares, strict=True)
-    ]
-    header = ("window", "walker", "discarded", "share", "statistical inefficiency", "effective samples")
-    page.add(web.paragraph(text), web.details("Walker by walker", web.table(header, rows)))
-
-
-def _explored(page: Page, data: RunData) -> None:
-    assert data.explored is not None
-    series, histograms = figures.explored_figures(data.explored)
-    n = len(data.explored.walkers)
-    walkers = f"{n} walker{'s' * (n > 1)}, one colour each"
-    page.add(web.grid(
-        page.vector(series, f"CVs over time ({walkers})."),
-        page.vector(histograms, "Histograms of what was visited; they are equilibrium only if every basin was entered and left often."),
-    ))  # fmt: skip
 
 
 def _provenance(page: Page, data: RunData) -> None:
@@ -375,13 +212,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} = {v}" for k, v in value.items()) or "default"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _time(ps: float) -> str:
-    for unit, scale in (("us", 1e6), ("ns", 1e3)):
-        if ps >= scale:
-            return f"{ps / scale:.4g} {unit}"
-    return f"{ps:.4g} ps"
 
 
 def _seconds(seconds: float) -> str:

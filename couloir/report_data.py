@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from couloir.analysis import diagnose, equilibrated, equilibration, free_energy_surface
+from couloir.analysis.exchange import ExchangeReport
+from couloir.analysis.overlap import describe_place
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.analysis.timeseries import WalkerEquilibration
-from couloir.cv import CollectiveVariable, Region
-from couloir.cv.bias import bias_from_dict
+from couloir.cv import CollectiveVariable, Region, wrap
+from couloir.cv.bias import HarmonicBias, bias_from_dict
 from couloir.errors import CouloirError, DataError, Finding
 from couloir.run import Run
 from couloir.sampling.seeds import Seeds, load_seeds
+from couloir.sampling.umbrella import stored_exchange
 from couloir.trajectory import Array
 
 if TYPE_CHECKING:
@@ -44,6 +48,21 @@ class Explored:
 
 
 @dataclass(frozen=True, eq=False)
+class Places:
+    """Where windows are: biased CVs with units and periods, and window centres (n_windows, n_cvs)."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    periods: tuple[float | None, ...]
+    centers: Array
+
+    def between(self, a: int, b: int) -> str:
+        """Return the place halfway between two windows as text."""
+        delta = [float(wrap(np.array(x), p)) for x, p in zip(self.centers[b] - self.centers[a], self.periods, strict=True)]
+        return describe_place(self.centers[a] + 0.5 * np.array(delta), self.names, self.units, self.periods)
+
+
+@dataclass(frozen=True, eq=False)
 class RunData:
     """Everything found in a run; what is not there yet is None or empty.
 
@@ -52,6 +71,7 @@ class RunData:
     cvs : by name; empty when they could not be built again.
     samples, kept : all rows of the windows, and those after each walker's transient.
     table : equilibration of every walker.
+    exchange : what windows exchanged; None also when they were not asked to.
     surfaces : free-energy surfaces; ``provisional`` when made here because the run has not come that far.
     notes : what could not be read, and why.
     """
@@ -65,6 +85,7 @@ class RunData:
     samples: BiasedSamples | None = None
     kept: BiasedSamples | None = None
     table: tuple[WalkerEquilibration, ...] = ()
+    exchange: ExchangeReport | None = None
     surfaces: tuple[FreeEnergySurface, ...] = ()
     provisional: bool = False
     findings: tuple[Finding, ...] = ()
@@ -84,6 +105,15 @@ class RunData:
     def along(self) -> tuple[str, ...]:
         """Names of the biased CVs."""
         return () if self.run.config.umbrella is None else self.run.config.umbrella.along
+
+    @property
+    def places(self) -> Places:
+        """Of the windows; there must be samples."""
+        assert self.samples is not None
+        columns = [self.samples.column(name) for name in self.along]
+        units, periods = tuple(self.samples.units[c] for c in columns), tuple(self.samples.periods[c] for c in columns)
+        centers = [bias.centers for bias in self.samples.biases if isinstance(bias, HarmonicBias)]
+        return Places(self.along, units, periods, np.array(centers))
 
     @property
     def sampled(self) -> float:
@@ -113,8 +143,26 @@ def read_run(run: Run) -> RunData:
         table = tuple(equilibration(samples))
         kept = equilibrated(samples, list(table))
         surfaces = _surfaces(run, cvs, kept, stale, notes)
-    findings = _findings(run, seeds, samples, surfaces)
-    return RunData(run, finished and not stale, engine, cvs, explored, seeds, samples, kept, table, surfaces, stale, findings, tuple(notes))
+    exchange = read_exchange(run, dict(zip(samples.names, samples.units, strict=True))) if samples is not None else None
+    findings = _findings(run, seeds, samples, exchange, surfaces)
+    return RunData(
+        run, finished and not stale, engine, cvs, explored, seeds, samples, kept, table, exchange, surfaces, stale, findings, tuple(notes)
+    )
+
+
+def read_exchange(run: Run, units: Mapping[str, str]) -> ExchangeReport | None:
+    """Return what windows exchanged so far, or None where there was no exchange yet, or none was asked for.
+
+    Parameters
+    ----------
+    units : of the CVs by name, for the places that findings name.
+    """
+    if not (run.store.get("umbrella/plan") or {}).get("groups"):
+        return None
+    try:
+        return stored_exchange(run.store, units=units)
+    except DataError:  # there were no two windows, or no two chunks
+        return None
 
 
 def record_stride(samples: BiasedSamples) -> float:
@@ -230,8 +278,11 @@ def _basins(run: Run, cvs: dict[str, CollectiveVariable], surface: FreeEnergySur
     return out
 
 
-def _findings(run: Run, seeds: Seeds | None, samples: BiasedSamples | None, surfaces: tuple[FreeEnergySurface, ...]) -> tuple[Finding, ...]:
+def _findings(
+    run: Run, seeds: Seeds | None, samples: BiasedSamples | None, exchange: ExchangeReport | None, surfaces: tuple[FreeEnergySurface, ...]
+) -> tuple[Finding, ...]:
     found = run.findings()
+    found += list(exchange.findings) if exchange is not None else []
     found += [f for surface in surfaces for f in surface.findings]
     if samples is not None:
         try:

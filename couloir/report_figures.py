@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from couloir.analysis.agreement import walkers_disagree
-from couloir.analysis.diagnostics import LEAST_SAMPLES
+from couloir.analysis.diagnostics import LEAST_OVERLAP, LEAST_SAMPLES
 from couloir.analysis.plots import label, plot_convergence, plot_overlap, plot_surface, plot_windows
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.analysis.timeseries import inefficiencies, walkers
-from couloir.report_data import Explored
+from couloir.cv.base import wrap
+from couloir.report_data import Explored, Places
 from couloir.trajectory import Array
 
 if TYPE_CHECKING:
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from couloir.analysis.connectivity import WindowGraph
+    from couloir.analysis.exchange import ExchangeReport
     from couloir.analysis.landscape import Landscape
     from couloir.cv import CollectiveVariable
     from couloir.sampling.potentials import ToyPotential
     from couloir.sampling.seeds import Seeds
 
 _LINE = "#1f4e79"
+_WARN = "#c8553d"
 _SIZE = (5.4, 3.6)
 _POINTS = 300
 _COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
@@ -93,7 +97,7 @@ def effective_figure(samples: BiasedSamples) -> Figure:
     effective = np.divide(counts, inefficiencies(samples), out=np.zeros(len(counts)), where=counts > 0)
     figure, ax = new()
     ax.bar(np.arange(len(effective)), effective, width=0.8, color=_LINE)
-    ax.axhline(LEAST_SAMPLES, color="#c8553d", linewidth=1, linestyle="--", label=f"{LEAST_SAMPLES}: the least to trust")
+    ax.axhline(LEAST_SAMPLES, color=_WARN, linewidth=1, linestyle="--", label=f"{LEAST_SAMPLES}: the least to trust")
     ax.set_yscale("log")
     # Plain numbers: the labels of powers are mathematics, which the report leaves off for the sake of names.
     ax.yaxis.set_major_formatter("{x:g}")
@@ -102,6 +106,101 @@ def effective_figure(samples: BiasedSamples) -> Figure:
     ax.set_xlabel("window")
     ax.set_ylabel("effective samples")
     ax.legend(frameon=False)
+    return figure
+
+
+def cells_figure(surface: FreeEnergySurface) -> Figure:
+    """Draw the decorrelated samples behind every cell of a surface."""
+    from matplotlib.colors import LogNorm
+
+    n = np.ma.masked_less(np.nan_to_num(surface.n_effective), 1.0)
+    top = 2 * max(float(n.max(fill_value=1.0)) if n.count() else 1.0, LEAST_SAMPLES)
+    if len(surface.grid) == 1:
+        figure, ax = new()
+        ax.plot(surface.grid[0], n, drawstyle="steps-mid", color=_LINE, linewidth=1.4)
+        ax.axhline(LEAST_SAMPLES, color=_WARN, linewidth=1, linestyle="--", label=f"{LEAST_SAMPLES}: the least to trust")
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.set_ylim(1, 2 * top)
+        ax.set_xlabel(label(surface.names[0], surface.units[0]))
+        ax.set_ylabel("effective samples")
+        ax.legend(frameon=False)
+        return figure
+    figure, ax = new((5.4, 4.2))
+    drawn = ax.pcolormesh(*surface.grid, n.T, cmap="cividis", norm=LogNorm(1, top), shading="nearest")
+    drawn.set_rasterized(True)
+    figure.colorbar(drawn, ax=ax, label="effective samples", format="{x:g}")
+    ax.set_xlabel(label(surface.names[0], surface.units[0]))
+    ax.set_ylabel(label(surface.names[1], surface.units[1]))
+    return figure
+
+
+def graph_figure(graph: WindowGraph) -> Figure:
+    """Draw the links between windows where the windows are, and how much they overlap."""
+    where = Places(graph.names, graph.units, graph.periods, graph.places)
+    return _links(where, graph.links, graph.overlap, "overlap", (LEAST_OVERLAP, f"{LEAST_OVERLAP:g}: the least to trust"))
+
+
+def passages_figure(exchange: ExchangeReport, places: Places) -> Figure:
+    """Draw how often configurations passed between neighbouring windows, where the windows are."""
+    return _links(places, exchange.neighbours, 100 * exchange.passed, "passed [% of attempts]", None)
+
+
+def _links(places: Places, pairs: Any, values: Array, what: str, least: tuple[float, str] | None) -> Figure:
+    """Draw a value of pairs of windows: along one CV as a bar from window to window, along more as coloured lines."""
+    figure, ax = new() if len(places.names) == 1 else new((5.4, 4.2))
+    starts, ends = _segments(places, pairs)
+    ax.set_xlabel(label(places.names[0], places.units[0]))
+    if len(places.names) == 1:
+        twice = np.tile(values, len(starts) // len(values))
+        ax.hlines(twice, starts[:, 0], ends[:, 0], color=_LINE, linewidth=2)
+        ax.plot(places.centers[:, 0], np.zeros(len(places.centers)), "|", color=_LINE, markersize=8, clip_on=False)
+        if least is not None:
+            ax.axhline(least[0], color=_WARN, linewidth=1, linestyle="--", label=least[1])
+            ax.legend(frameon=False)
+        ax.set_ylim(0, 1.15 * max(float(values.max()), 0.0 if least is None else 2 * least[0], 1e-9))
+        ax.set_ylabel(what)
+    else:
+        from matplotlib.collections import LineCollection
+
+        lines = LineCollection(np.stack([starts, ends], axis=1).tolist(), cmap="viridis", linewidths=2)
+        lines.set_array(np.tile(values, len(starts) // len(values)))
+        lines.set_clim(0, max(float(values.max()), 1e-9))
+        ax.add_collection(lines)
+        ax.plot(*places.centers[:, :2].T, "o", color=_LINE, markersize=3)
+        figure.colorbar(lines, ax=ax, label=what)
+        ax.set_ylabel(label(places.names[1], places.units[1]))
+    for axis, period in zip("xy", places.periods[:2], strict=False):
+        if period is not None:
+            ax.set(**{f"{axis}lim": (-period / 2, period / 2)})
+    return figure
+
+
+def _segments(places: Places, pairs: Any) -> tuple[Array, Array]:
+    """Return starts and ends (n, n_cvs <= 2) of lines between windows; of periodic CVs twice, from either end, to cross the seam."""
+    x = places.centers[:, :2]
+    delta = np.stack([wrap(d, p) for d, p in zip((x[pairs[:, 1]] - x[pairs[:, 0]]).T, places.periods[:2], strict=True)], axis=1)
+    one, other = x[pairs[:, 0]], x[pairs[:, 1]]
+    if all(p is None for p in places.periods[:2]):
+        return one, other
+    return np.concatenate([one, other - delta]), np.concatenate([one + delta, other])
+
+
+def paths_figure(exchange: ExchangeReport, places: Places) -> Figure:
+    """Draw the windows that three replicas visited over time: those with the most, the median and the fewest round trips."""
+    figure, ax = new()
+    order = np.argsort(-exchange.round_trips, kind="stable")
+    alone = len(places.names) == 1
+    for number, replica in enumerate(dict.fromkeys((int(order[0]), int(order[len(order) // 2]), int(order[-1])))):
+        path = exchange.paths[replica]
+        pick = _thin(np.arange(len(path)))
+        visited = places.centers[path[pick], 0] if alone else path[pick]
+        trips = float(exchange.round_trips[replica])
+        text = f"{trips:g} round trip{'s' * (trips != 1)}"
+        ax.plot(exchange.interval * pick, visited, ".-", markersize=3, linewidth=0.6, color=_COLORS[number], label=text)
+    ax.set_xlabel("time [ps]")
+    ax.set_ylabel(f"window, by its {label(places.names[0], places.units[0])}" if alone else "window")
+    ax.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

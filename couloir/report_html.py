@@ -150,6 +150,14 @@ def finding(found: Finding) -> str:
     return f'<div class="finding"><code>{escape(found.code)}</code> {escape(found.message)}{fix}</div>'
 
 
+def duration(ps: float) -> str:
+    """Return a time in ps with the unit that suits it."""
+    for unit, scale in (("us", 1e6), ("ns", 1e3)):
+        if ps >= scale:
+            return f"{ps / scale:.4g} {unit}"
+    return f"{ps:.4g} ps"
+
+
 def details(summary: str, content: str) -> str:
     """Return something that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"

@@ -10,6 +10,9 @@ from couloir.run import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from couloir.analysis.exchange import ExchangeReport
+    from couloir.analysis.surface import FreeEnergySurface
+
 Row = tuple[str, str, str]
 
 _TIMINGS = {
@@ -28,14 +31,19 @@ def status_table(run: Run) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from couloir.analysis.surface import FreeEnergySurface
+    from couloir.report_data import read_exchange
+
     table = Table(title=f"{run.path}", title_justify="left", caption_justify="left")
     for column in ("stage", "state", "what there is", "time"):
         table.add_column(column, justify="right" if column == "time" else "left")
     timings = run.store.get("timings", {})
-    for stage, state, what in (_explore(run), _model(run), _seeds(run), _umbrella(run), _surfaces(run), _report(run)):
+    surfaces = [FreeEnergySurface.load(file) for file in sorted((run.path / "results").glob("free_energy_*.npz"))]
+    exchange = read_exchange(run, {name: unit for s in surfaces for name, unit in zip(s.names, s.units, strict=True)})
+    for stage, state, what in (_explore(run), _model(run), _seeds(run), _umbrella(run, exchange), _surfaces(run), _report(run)):
         seconds = sum(timings.get(name, 0.0) for name in _TIMINGS[stage])
         table.add_row(stage, state, Text(what), _duration(seconds) if seconds else "")
-    findings = _findings(run)
+    findings = _findings(run, exchange, surfaces)
     if findings:
         table.caption = Text("\n".join(map(str, findings)))
     return table
@@ -48,11 +56,15 @@ def _explore(run: Run) -> Row:
     return "explore", *_sampled(run, "explore", table.duration / table.walkers, None)
 
 
-def _umbrella(run: Run) -> Row:
+def _umbrella(run: Run, exchange: ExchangeReport | None) -> Row:
     table = run.config.umbrella
     if table is None:
         return "umbrella", "not asked for", ""
-    return "umbrella", *_sampled(run, "umbrella", table.duration, table.until)
+    state, what = _sampled(run, "umbrella", table.duration, table.until)
+    if exchange is not None:
+        mean = exchange.round_trips.mean()
+        what += f"; {exchange.round_trips.sum():g} round trips by exchange ({mean:.2g} per replica)"
+    return "umbrella", state, what
 
 
 def _sampled(run: Run, name: str, asked: float | None, until: str | None) -> tuple[str, str]:
@@ -61,11 +73,9 @@ def _sampled(run: Run, name: str, asked: float | None, until: str | None) -> tup
     if plan is None:
         return "waiting", f"{asked:g} ps per walker asked for" if asked is not None else f"until {until} asked for"
     stride = plan["record_steps"] * plan["time_step"]
-    records, frames = [], 0
-    for walker in plan["walkers"]:
-        lengths = [(len(chunk["values"]), len(chunk["positions"])) for chunk in run.store.chunks(f"{name}/{walker}")]
-        records.append(sum(n for n, _ in lengths))
-        frames += sum(n for _, n in lengths)
+    # Chunks are whole, so counting them is enough: a long run holds more of them than can be read in a moment.
+    records = [plan["chunk_records"] * run.store.count(f"{name}/{walker}") for walker in plan["walkers"]]
+    frames = sum(records) // plan["frame_records"]
     low, high = min(records) * stride, max(records) * stride
     done = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     goal = f"of {asked:g} ps" if asked is not None else f"ps, until {until},"
@@ -111,13 +121,12 @@ def _report(run: Run) -> Row:
     return "report", "done" if file.exists() else "waiting", str(file) if file.exists() else ""
 
 
-def _findings(run: Run) -> list[Finding]:
-    from couloir.analysis.surface import FreeEnergySurface
-
+def _findings(run: Run, exchange: ExchangeReport | None, surfaces: list[FreeEnergySurface]) -> list[Finding]:
     rows = run.store.chunk("seeds", -1)["findings"].tolist() if run.store.count("seeds") else []
     found = [Finding(*map(str, row)) for row in rows] + run.findings()
-    for file in sorted((run.path / "results").glob("free_energy_*.npz")):
-        found += FreeEnergySurface.load(file).findings
+    found += exchange.findings if exchange is not None else ()
+    for surface in surfaces:
+        found += surface.findings
     return list(dict.fromkeys(found))
 
 

@@ -76,6 +76,8 @@ def test_status_tells_what_every_stage_holds(run):
     assert re.search(r"model .* not asked for", text)
     assert re.search(r"seeds .* done .* 3 in 3 windows \(3 dragged\)", text)
     assert re.search(r"umbrella .* done .* 5 of 5 ps per walker; 3 walkers, 150 records, 15 frames", text)
+    assert re.search(r"umbrella .* [\d.]+ round trips by exchange \([\d.]+ per replica\)", text)
+    assert "[few-round-trips]" in text
     assert re.search(r"surfaces .* done .* phi", text)
     assert "[few-effective-samples]" in text
 

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from couloir.analysis import wham, window_graph
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.errors import DataError, Finding, StoreError
 from couloir.molecule_picture import draw_molecule, picture_grid, superpose
@@ -73,7 +74,7 @@ index = 0
 duration = 20
 walkers = 2
 """
-SECTIONS = ("warnings", "surfaces", "windows", "seeds", "convergence", "equilibration", "provenance")
+SECTIONS = ("warnings", "surfaces", "windows", "exchange", "seeds", "convergence", "equilibration", "provenance")
 VOID = {"meta", "img", "br", "hr"}
 
 
@@ -191,6 +192,47 @@ def test_the_same_run_gives_the_same_report_byte_for_byte(toy_run, toy_page, tmp
     with Run.open(toy_run) as run:
         again = write_report(run, tmp_path / "again.html")
     assert again.read_text(encoding="utf-8") == toy_page.source
+
+
+def test_the_exchange_section_says_what_was_exchanged_and_its_warnings_come_first(toy_run, toy_page):
+    with Run.open(toy_run) as run:
+        found = read_run(run).exchange
+    assert found.n_attempts == 2 * 29
+    assert f"{found.round_trips.sum():g} round trips by exchange" in toy_page.words
+    assert f"{found.n_attempts} attempts" in toy_page.words
+    for (a, b), share in zip(found.neighbours, found.passed, strict=True):
+        assert re.search(rf"{a} and {b} x = \S+ nm {100 * share:.1f} %", toy_page.words)
+    assert [finding.code for finding in found.findings] == ["few-round-trips"]
+    assert toy_page.words.index(found.findings[0].message) < toy_page.words.index("Free energy along x (WHAM)")
+
+
+def test_without_exchange_there_is_no_such_section(tmp_path):
+    with Run.open(made(tmp_path, TOY.replace("duration = 6", "duration = 2\nexchange = false"))) as run:
+        assert read_run(run).exchange is None
+        page = read(write_report(run))
+    assert page.headings == [name for name in SECTIONS if name != "exchange"]
+    assert "few-round-trips" not in page.words
+
+
+def test_windows_that_exchange_lacks_are_named_by_their_place(tmp_path):
+    far = TOY.replace("windows = 8", "windows = 3").replace("force_constant = 20", "force_constant = 60")
+    with Run.open(made(tmp_path, far)) as run:
+        page = read(write_report(run))
+    (fix,) = re.findall(r"few-round-trips.*?insert a window at (x = [-\d.]+ nm), between windows \d and \d", page.words)
+    assert fix in {"x = -1.1 nm", "x = 1.1 nm"}
+    assert re.search(r"3 windows, .*sets that share no samples", page.words)
+
+
+def test_diagnostics_are_shown_where_they_apply(toy_run, toy_page):
+    with Run.open(toy_run) as run:
+        data = read_run(run)
+    graph = window_graph(data.kept, wham(data.kept))
+    assert str(graph) in toy_page.words
+    for (a, b), overlap in zip(graph.links, graph.overlap, strict=True):
+        assert f"{a} and {b} {overlap:.3f}" in toy_page.words
+    assert toy_page.words.count("Decorrelated samples behind each cell") == 2
+    assert "first 25 % first 50 % first 75 % last 75 % last 50 % last 25 %" in toy_page.words
+    assert toy_page.words.count("from the last part of every walker's time") == 2
 
 
 def test_a_run_stopped_within_its_windows_gets_a_provisional_report(tmp_path):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from couloir.errors import Finding
 from couloir.run import Run
+from couloir.store import text_value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Row = tuple[str, str, str]
 
 _TIMINGS = {
-    "explore": ("explore",), "model": ("model",), "seeds": ("seeding",), "umbrella": ("umbrella",), "surfaces": ("analysis",),
+    "explore": ("explore",), "model": ("model",), "seeds": ("seeding",), "umbrella": ("placement", "umbrella"), "surfaces": ("analysis",),
     "report": ("report",),
 }  # fmt: skip
 
@@ -100,7 +101,7 @@ def _seeds(run: Run) -> Row:
     if run.store.count("seeds") == 0:
         return "seeds", "waiting", ""
     data = run.store.chunk("seeds", -1)
-    origins = list(map(str, data["origins"]))
+    origins = text_value(data["origins"])
     kinds = ", ".join(f"{origins.count(kind)} {kind}" for kind in sorted(set(origins)))
     return "seeds", "done", f"{len(origins)} in {len(set(data['windows'].tolist()))} windows ({kinds})"
 

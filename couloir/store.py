@@ -1,17 +1,16 @@
 """An append-only store of array chunks that survives ``kill -9`` at any instant.
 
 One SQLite file in write-ahead mode with full synchronization.  A chunk (a few named arrays of one series) becomes
-visible by one atomic commit; readers may look while a writer writes.  No pickles: arrays are stored as npz bytes, whose
-zip checksums reveal damage.
+visible by one atomic commit; readers may look while a writer writes.  No pickles: arrays are stored as safetensors after
+a CRC-32 that reveals damage.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import sqlite3
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load, save
 
-from couloir.errors import StoreError
+from couloir.errors import DataError, StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_CHECKSUM = 4
+"""Bytes before the arrays."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunk (
@@ -62,8 +64,9 @@ class Store:
                 self._db.executescript(_SCHEMA)
                 self._db.execute("INSERT OR IGNORE INTO fact VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
             version = int(self._db.execute("SELECT value FROM fact WHERE key='schema'").fetchone()[0])
-        if version > SCHEMA_VERSION:
-            raise StoreError(f"{self.path} has schema {version}, this Couloir knows {SCHEMA_VERSION}", "upgrade Couloir")
+        if version != SCHEMA_VERSION:
+            fix = "upgrade Couloir" if version > SCHEMA_VERSION else "finish the run with the version that began it, or start anew"
+            raise StoreError(f"{self.path} has schema {version}, this Couloir knows {SCHEMA_VERSION}", fix)
 
     @contextmanager
     def _guard(self, action: str) -> Iterator[None]:
@@ -80,7 +83,13 @@ class Store:
             raise StoreError(f"cannot {action} {self.path}: {text}", "check that the folder exists and may be written") from error
 
     def append(self, chunks: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
-        """Append one chunk to each of the named series, all or nothing."""
+        """Append one chunk to each of the named series, all or nothing.
+
+        Raises
+        ------
+        DataError : an array holds something other than numbers or truth values.
+        StoreError : the disk is full, or the file cannot be written.
+        """
         rows = [(name, name, _pack(arrays)) for name, arrays in chunks.items()]
         with self._guard("write to"):
             self._db.execute("BEGIN IMMEDIATE")
@@ -150,15 +159,27 @@ class Store:
         self.close()
 
 
+def text_array(value: Any) -> npt.NDArray[np.uint8]:
+    """Return JSON-able ``value`` as an array that a chunk can hold."""
+    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+
+
+def text_value(array: npt.NDArray[np.uint8]) -> Any:
+    """Return what :func:`text_array` was given."""
+    return json.loads(array.tobytes().decode())
+
+
 def _pack(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
-    return buffer.getvalue()
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.kind not in "biuf":
+            raise DataError(f"the array {name!r} holds {np.asarray(array).dtype}, not numbers", "store text by text_array")
+    # The format sorts its tensors; numbered names keep the order.
+    body: bytes = save({f"{i:04d}{name}": np.asarray(array, order="C") for i, (name, array) in enumerate(arrays.items())})
+    return zlib.crc32(body).to_bytes(_CHECKSUM) + body
 
 
 def _unpack(blob: bytes, path: Path | None, series: str) -> Arrays:
-    try:
-        with np.load(io.BytesIO(blob), allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(f"a chunk of {series!r} in {path} is damaged: {error}", "restore the store from a backup") from error
+    body = blob[_CHECKSUM:]
+    if zlib.crc32(body).to_bytes(_CHECKSUM) != blob[:_CHECKSUM]:
+        raise StoreError(f"a chunk of {series!r} in {path} is damaged", "restore the store from a backup")
+    return {name[4:]: array for name, array in sorted(load(body).items())}

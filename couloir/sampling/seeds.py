@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.errors import Finding
-from couloir.store import Store
+from couloir.store import Store, text_array, text_value
 from couloir.trajectory import Array, State
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def save_seeds(store: Store, seeds: Seeds, series: str = "seeds") -> None:
     arrays: dict[str, npt.NDArray[Any]] = {
         "positions": np.array([state.positions for state in seeds.states]),
         "windows": seeds.windows,
-        "origins": np.array(seeds.origins),
-        "findings": np.array([[f.code, f.message, f.fix] for f in seeds.findings]).reshape(-1, 3),
+        "origins": text_array(seeds.origins),
+        "findings": text_array([[f.code, f.message, f.fix] for f in seeds.findings]),
         **{f"tally:{key}": counts for key, counts in seeds.tally.items()},
         **{f"center:{key}": values for key, values in seeds.centers.items()},
     }
@@ -98,8 +98,8 @@ def load_seeds(store: Store, series: str = "seeds") -> Seeds:
     return Seeds(
         tuple(State(x, v, b) for x, v, b in zip(data["positions"], velocities, boxes, strict=True)),
         data["windows"],
-        tuple(map(str, data["origins"])),
+        tuple(text_value(data["origins"])),
         {key.removeprefix("tally:"): counts for key, counts in data.items() if key.startswith("tally:")},
-        tuple(Finding(*map(str, row)) for row in data["findings"]),
+        tuple(Finding(*row) for row in text_value(data["findings"])),
         {key.removeprefix("center:"): values for key, values in data.items() if key.startswith("center:")},
     )

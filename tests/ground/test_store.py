@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from couloir.errors import StoreError
-from couloir.store import Store
+from couloir.errors import DataError, StoreError
+from couloir.store import Store, text_array, text_value
 
 WRITER = """
 import sys, numpy as np
@@ -38,9 +38,29 @@ def test_chunks_come_back_in_order_and_series_are_apart(tmp_path: Path) -> None:
 
 def test_append_is_all_or_nothing() -> None:
     store = Store()
-    with pytest.raises(ValueError, match="Object arrays"):
+    with pytest.raises(DataError, match="'x' holds object, not numbers"):
         store.append({"a": {"x": np.zeros(2)}, "b": {"x": np.array([object()])}})
     assert store.series() == []
+
+
+def test_arrays_come_back_with_their_types_and_shapes() -> None:
+    arrays = {
+        "flags": np.array([True, False]),
+        "none": np.zeros((0, 3)),
+        "number": np.array(3.5),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "strided": np.arange(10, dtype=np.float32)[::3],
+        "text": text_array([["a", "é"], []]),
+    }
+    store = Store()
+    store.append({"a": arrays})
+    back = store.chunk("a", 0)
+    assert list(back) == list(arrays)
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+        assert back[name].shape == array.shape
+    assert text_value(back["text"]) == [["a", "é"], []]
 
 
 def test_digest_sees_every_byte() -> None:

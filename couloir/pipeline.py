@@ -16,18 +16,19 @@ import numpy as np
 from couloir.analysis import equilibrated, free_energy_surface
 from couloir.analysis.samples import BiasedSamples
 from couloir.build import build_cvs, build_engine, build_representation, build_windows, learn_cvs, model_labels
-from couloir.cv import CollectiveVariable, Region, wrap
-from couloir.errors import ConfigError, CouloirError, Finding
+from couloir.cv import CollectiveVariable, Region
+from couloir.errors import ConfigError, CouloirError
+from couloir.placement import placed_windows
 from couloir.preflight import check, check_model
 from couloir.run import Run, provenance, write_json
 from couloir.sampling.chunks import ChunkedRun, record_steps
 from couloir.sampling.dragging import dragged_seeds
 from couloir.sampling.seeding import seed_windows
 from couloir.sampling.seeds import Seeds, load_seeds, save_seeds
+from couloir.sampling.target import run_until
 from couloir.sampling.umbrella import UmbrellaSampling
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, State
-from couloir.units import convert
 
 if TYPE_CHECKING:
     from couloir.analysis.surface import FreeEnergySurface
@@ -56,7 +57,8 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     surfaces: list[FreeEnergySurface] = []
     if run.config.umbrella is not None:
         cvs = learn_cvs(run, engine.topology, known, explored)
-        windows = build_windows(run, engine, cvs, explored)
+        with _timed(run, "placement"):
+            windows = placed_windows(run, engine, cvs, start, explored, say)
         say(str(windows))
         seeds = prepare_seeds(run, engine, start, windows, explored, cvs, say)
         with _timed(run, "umbrella"):
@@ -218,54 +220,20 @@ def sample_windows(
     record = [cvs[name] for name in names]
     seed = integer_seed(run.config.seed, "umbrella")
 
-    def until(duration: float) -> BiasedSamples:
-        return windows.run(
-            engine, seeds, duration, seed=seed, record=record, record_stride=table.record_stride, exchange=table.exchange, store=run.store
-        )
-
-    samples = until(table.duration) if table.duration is not None else _until_known(run, engine, until, windows, say)
+    settings: dict[str, Any] = {"record": record, "record_stride": table.record_stride, "exchange": table.exchange, "store": run.store}
+    if table.duration is not None:
+        samples = windows.run(engine, seeds, table.duration, seed=seed, **settings)
+    else:
+        known = run_until(
+            windows, engine, seeds, table.until, seed=seed, most=table.max_duration, allocation=table.allocation,
+            on_stage=lambda stage: say(f"{stage} (target {table.until})"), **settings,
+        )  # fmt: skip
+        samples = known.samples
+        for finding in known.findings:
+            say(str(finding))
+        run.note_findings("umbrella", list(known.findings))
     say(f"umbrella sampling: {len(windows)} windows, {len(samples)} rows")
     return samples
-
-
-def _until_known(run: Run, engine: Any, until: Callable[[float], BiasedSamples], windows: UmbrellaSampling, say: Say) -> BiasedSamples:
-    """Double the sampling until the largest error below 8 kT is at most the target, or ``max_duration`` is reached."""
-    table = run.config.umbrella
-    assert table is not None
-    target = convert(table.until, "kT", "umbrella.until")
-    duration = 20_000 * engine.time_step
-    limit = table.max_duration or 64 * duration
-    while True:
-        duration = min(duration, limit)
-        samples = until(duration)
-        error = _largest_error(free_energy_surface(samples, windows.cvs[:2], n_bootstrap=50, seed=run.config.seed), windows)
-        say(f"{duration:g} ps per walker: largest standard error below 8 kT is {error:.2f} kT (target {target:g})")
-        if error <= target or duration >= limit:
-            break
-        duration *= 2
-    if error > target:
-        text = f"the error is {error:.2f} kT after {limit:g} ps per walker, asked for {target:g} kT"
-        findings = [Finding("target-not-reached", text, "raise umbrella.max_duration and run again")]
-        say(str(findings[0]))
-    else:
-        findings = []
-    run.note_findings("umbrella", findings)
-    return samples
-
-
-def _largest_error(surface: FreeEnergySurface, windows: UmbrellaSampling) -> float:
-    """Return the largest standard error (kT) below 8 kT among cells no further than half a spacing from a window.
-
-    A cell that most bootstrap replicas miss counts as infinite; cells beyond the outer windows, where only tails reach, do not count.
-    """
-    axes = []
-    for i, (cv, x) in enumerate(zip(windows.cvs, surface.grid, strict=False)):
-        centers = np.unique(windows.centers[:, i].round(12))
-        half = np.diff(centers).min() / 2 if len(centers) > 1 else np.inf
-        axes.append(np.abs(wrap(x[:, None] - centers, cv.period)).min(axis=1) <= half * (1 + 1e-6))
-    low = np.logical_and.reduce(np.meshgrid(*axes, indexing="ij")) & (surface.free_energy < 8 * surface.kT)
-    errors = surface.standard_error[low]
-    return float(np.where(np.isfinite(errors), errors, np.inf).max(initial=0.0) / surface.kT) if len(errors) else np.inf
 
 
 def make_surfaces(run: Run, samples: BiasedSamples, cvs: dict[str, CollectiveVariable], say: Say) -> list[FreeEnergySurface]:

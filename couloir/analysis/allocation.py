@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from couloir.analysis.bootstrap import make_blocks
 from couloir.analysis.overlap import biased_names
@@ -80,6 +81,7 @@ def allocate(
     least: float = 0.0,
     bins: Any = None,
     limits: Any = None,
+    cells: npt.NDArray[np.bool_] | None = None,
 ) -> Allocation:
     """Return how to spend further ``time`` on the windows so that the surface's variance below 8 kT should fall most.
 
@@ -93,6 +95,7 @@ def allocate(
     along, bins, limits : the surface, as for :func:`couloir.analysis.free_energy_surface`; default the (first two) biased CVs.
     aim : what is to fall: the mean variance of the cells, or the largest.
     least : share of ``time`` that is spread evenly whatever the plan says, 0 ... 1.
+    cells : which cells of the surface count, an array of its shape; default all below 8 kT.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def allocate(
         raise DataError(f"window {int(np.argmin(samples.counts))} has no samples", "run every window before comparing them")
     if np.ptp(samples.temperatures) > 0:
         raise DataError("windows at several temperatures cannot be compared in time", "allocate for each temperature apart")
-    response = _Response(samples, biased_names(samples)[:2] if along is None else along, bins, limits)
+    response = _Response(samples, biased_names(samples)[:2] if along is None else along, bins, limits, cells)
     spent = _time_spent(samples)
     even = np.full(len(spent), budget / len(spent))
 
@@ -149,7 +152,7 @@ def _of_interest(variances: Array, aim: str) -> tuple[Array, float]:
 class _Response:
     """How cells answer to the weights of blocks, for any length of the windows."""
 
-    def __init__(self, samples: BiasedSamples, along: Any, bins: Any, limits: Any) -> None:
+    def __init__(self, samples: BiasedSamples, along: Any, bins: Any, limits: Any, cells: npt.NDArray[np.bool_] | None = None) -> None:
         grid = make_grid(samples, along, bins, limits)
         states = bin_states(samples)
         sets, solution, _ = solve_connected(states, samples)
@@ -160,6 +163,10 @@ class _Response:
         weight = np.exp(-log_mixture - states.target)[states.index]
         population = np.bincount(cell[cell >= 0], weight[cell >= 0], int(np.prod(grid.shape)))
         counted = population > population.max() * np.exp(-_BELOW)
+        if cells is not None:
+            if cells.shape != grid.shape:
+                raise DataError(f"cells have shape {cells.shape}, the surface has {grid.shape}", "use the bins and limits of that surface")
+            counted = cells.ravel() & (population > 0)
         # Only cells that count are kept: number them anew.
         new = np.where(counted, np.cumsum(counted) - 1, -1)
         self.n_cells = int(counted.sum())

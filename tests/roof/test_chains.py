@@ -400,11 +400,11 @@ TARGET = edited(
 
 def test_sampling_stops_when_the_error_asked_for_is_reached(tmp_path, capsys):
     run = completed(tmp_path, edited(TARGET, ('duration = "10 ps"', 'until = "1.0 kT"')))
-    told = re.findall(r"([\d.]+) ps per walker: largest standard error below 8 kT is ([\d.]+|inf) kT", capsys.readouterr().out)
+    told = re.findall(r"at most ([\d.]+) ps per walker: largest standard error below 8 kT is ([\d.]+|inf) kT", capsys.readouterr().out)
     assert all(float(error) > 1.0 for _, error in told[:-1])
     assert float(told[-1][1]) <= 1.0
     samples = BiasedSamples.load(run / "results/samples.npz")
-    assert samples.time.max() == pytest.approx(float(told[-1][0]))
+    assert samples.time.max() == pytest.approx(float(told[-1][0]), rel=0.02)
     assert "target-not-reached" not in (run / "report.html").read_text()
     before = digests(run)
     assert digests(completed(tmp_path, (tmp_path / "a.toml").read_text())) == before

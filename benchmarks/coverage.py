@@ -8,6 +8,7 @@ between two basins hold the truth, and how often warnings of trapped walkers are
 where they are not:
 
 * ``double well`` along x, a 6 kT barrier, nothing hidden;
+* ``Mueller-Brown`` along x - y at kT = 15 (its barriers are 7 and 2.4 kT), two valleys and a bent way between them;
 * ``hidden barrier`` of 4 kT, which walkers cross now and then, helped by exchange between windows;
 * ``hidden barrier`` of 11 kT without exchange, started in both modes: the modes keep the weights of the seeds, so intervals
   *cannot* be trusted, and a warning has to say so.
@@ -29,6 +30,7 @@ from benchmarks.results import Row, write_results
 from couloir.analysis import free_energy_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv.base import CollectiveVariable
+from couloir.cv.composite import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.sampling import ToyEngine, UmbrellaSampling, potentials
 from couloir.sampling.potentials import ToyPotential
@@ -61,6 +63,10 @@ class Experiment:
 EXPERIMENTS = (
     Experiment(
         "double well", partial(potentials.double_well, 6.0), X, 1.0, 2e-3, 12, (-1.5, 1.5), 40.0, ((-1.5, 0.0), (0.0, 1.5)), (), 60.0
+    ),
+    Experiment(
+        "Mueller-Brown", potentials.mueller_brown, LinearCombination((X, Y), (1.0, -1.0), name="s"), 15.0, 1e-5, 18, (-2.5, 1.3), 600.0,
+        ((-2.5, -1.5), (0.2, 1.2)), (), 8.0, limits=(-2.4, 1.2),
     ),
     Experiment(
         "hidden barrier of 4 kT", partial(potentials.hidden_barrier, 1.0, 4.0), X, 1.0, 1e-3, 14, (-1.9, 2.0), 20.0,
@@ -100,9 +106,14 @@ def run(experiment: Experiment, seed: int) -> tuple[bool, bool, bool]:
 
 
 def starts(engine: ToyEngine, windows: UmbrellaSampling, experiment: Experiment) -> dict[int, Sequence[State]]:
-    """Return two walkers per window, at its centre; where there is a y, one in each mode, as seeds from a model would be."""
+    """Return two walkers per window, at its centre; where a y is hidden, one in each mode, as seeds from a model would be."""
     if engine.potential.n_dim == 1:
         return {w: [engine.state(float(c))] * 2 for w, (c,) in enumerate(windows.centers)}
+    if not experiment.starts:
+        points, energy = _plane(engine.potential, 300)
+        values = experiment.cv.evaluate(points[:, None, :])
+        lowest = [int(np.argmin(energy + np.where(abs(values - c) < 0.02, 0.0, np.inf))) for (c,) in windows.centers]
+        return {w: [engine.state(*map(float, points[i]))] * 2 for w, i in enumerate(lowest)}
     return {w: [engine.state(float(c), y) for y in experiment.starts] for w, (c,) in enumerate(windows.centers)}
 
 

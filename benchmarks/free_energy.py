@@ -2,7 +2,8 @@
 
 Windows on a 6 kT double well are sampled exactly, so nothing but the estimators is timed, and the error is against the free
 energies by quadrature.  All get the same rows; the time of WHAM includes its binning.  Estimators whose table of
-windows x rows exceeds ``TABLE`` are left out at that size.  FastMBAR joins when it is installed.
+windows x rows exceeds ``TABLE`` are left out at that size.  FastMBAR, and pymbar with JAX (in a process of its own, the
+second call, compiled), join when they are installed: ``pip install -e ".[bench]"``.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import subprocess
+import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +35,7 @@ SCALES = {
     "small": [(20, 1_000), (200, 1_000), (20, 100_000)],
     "paper": [(20, 1_000), (200, 1_000), (20, 100_000), (200, 10_000), (200, 100_000), (20, 1_000_000)],
 }
+HAS_JAX = importlib.util.find_spec("jax") is not None
 STREAMED = {"small": 10_000_000, "paper": 100_000_000}
 TABLE = 1e8
 """Most windows x rows of an estimator that keeps all energies (0.8 GB)."""
@@ -111,6 +117,36 @@ def fastmbar(samples: BiasedSamples) -> Array:
     return np.asarray(solved.F)
 
 
+_JAX = """
+import sys, time
+import numpy as np
+from pymbar import MBAR
+data = np.load(sys.argv[1])
+for _ in range(2):
+    start = time.perf_counter()
+    f = MBAR(data["u"], data["n"]).f_k
+    seconds = time.perf_counter() - start
+np.savez(sys.argv[2], f=f, seconds=seconds)
+"""
+
+
+def import_pymbar_without_jax() -> None:
+    """Import pymbar as it is without JAX, which it takes wherever it finds it."""
+    sys.modules["jax"] = None  # type: ignore[assignment]
+    importlib.import_module("pymbar")
+    del sys.modules["jax"]
+
+
+def pymbar_with_jax(samples: BiasedSamples) -> tuple[Array, float]:
+    """Return the free energies of pymbar with JAX and its seconds once compiled, bias energies not included."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, back = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        np.savez(given, u=samples.bias_energies() / samples.kT[:, None], n=samples.counts)
+        subprocess.run([sys.executable, "-c", _JAX, str(given), str(back)], check=True, capture_output=True)
+        with np.load(back) as data:
+            return data["f"], float(data["seconds"])
+
+
 def estimators() -> dict[str, Callable[[BiasedSamples], Array]]:
     """Return what is compared; each gives free energies of windows."""
     out: dict[str, Callable[[BiasedSamples], Array]] = {
@@ -140,6 +176,10 @@ def sizes(scale: str) -> list[Row]:
             size = f"{n_windows} windows x {n:,}"
             rows.append(Row(f"{name}, {size}: time", seconds, "s", peer="peak memory, MB", peer_value=memory))
             rows.append(Row(f"{name}, {size}: largest error", error, "kT"))
+        if HAS_JAX and n_windows**2 * n <= TABLE:
+            f, seconds = pymbar_with_jax(samples)
+            rows.append(Row(f"pymbar + JAX, {n_windows} windows x {n:,}: time", seconds, "s"))
+            rows.append(Row(f"pymbar + JAX, {n_windows} windows x {n:,}: largest error", deviation(f, n_windows), "kT"))
     return rows
 
 
@@ -190,9 +230,28 @@ def ratios() -> list[Row]:
     ]
 
 
+def against_peers(n_windows: int = 50, n: int = 1_000) -> list[Row]:
+    """Return how many times faster MBAR is than each peer that is installed, at 50 windows x 1,000 samples."""
+    samples = windows(n_windows, n)
+    ours, t_ours = timed(lambda: mbar(samples), 3)
+    peers: dict[str, tuple[Array, float]] = {}
+    found, seconds = timed(lambda: mbar(samples, solver="pymbar", warm_start=False))
+    peers["pymbar"] = found.free_energies, seconds
+    if HAS_JAX:
+        peers["pymbar + JAX"] = pymbar_with_jax(samples)
+    if importlib.util.find_spec("FastMBAR") is not None:
+        peers["FastMBAR (Newton)"] = timed(lambda: fastmbar(samples), 3)
+    rows = []
+    for name, (f, seconds) in peers.items():
+        off = float(np.abs((f - f.mean()) - (ours.free_energies - ours.free_energies.mean())).max())
+        claim = f"MBAR is faster than {name} ({n_windows} windows x {n:,}); they differ by {off:.1g} kT"
+        rows.append(Row(claim, seconds / t_ours, "x", None, 1.0, seconds > t_ours, f"{name}, s", seconds))
+    return rows
+
+
 def measure(scale: str) -> list[Row]:
     """Return the rows of the table."""
-    return [*ratios(), *streamed(scale), *sizes(scale)]
+    return [*ratios(), *against_peers(), *streamed(scale), *sizes(scale)]
 
 
 def main() -> None:
@@ -200,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     scale = parser.parse_args().scale
+    import_pymbar_without_jax()
     write_results("free_energy", measure(scale), scale=scale)
 
 

@@ -194,10 +194,14 @@ def paths_figure(exchange: ExchangeReport, places: Places) -> Figure:
     for number, replica in enumerate(dict.fromkeys((int(order[0]), int(order[len(order) // 2]), int(order[-1])))):
         path = exchange.paths[replica]
         pick = _thin(np.arange(len(path)))
-        visited = places.centers[path[pick], 0] if alone else path[pick]
+        visited = np.asarray(places.centers[path[pick], 0] if alone else path[pick], dtype=float)
+        time = exchange.interval * pick
+        if alone and places.periods[0] is not None:  # the line stops at the seam instead of crossing the figure
+            across = np.flatnonzero(np.abs(np.diff(visited)) > places.periods[0] / 2) + 1
+            visited, time = np.insert(visited, across, np.nan), np.insert(time, across, time[across])
         trips = float(exchange.round_trips[replica])
         text = f"{trips:g} round trip{'s' * (trips != 1)}"
-        ax.plot(exchange.interval * pick, visited, ".-", markersize=3, linewidth=0.6, color=_COLORS[number], label=text)
+        ax.plot(time, visited, ".-", markersize=3, linewidth=0.6, color=_COLORS[number], label=text)
     ax.set_xlabel("time [ps]")
     ax.set_ylabel(f"window, by its {label(places.names[0], places.units[0])}" if alone else "window")
     ax.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))

@@ -33,7 +33,7 @@ def write_surfaces(page: Page, data: RunData, comparisons: list[str]) -> None:
         drawn = [page.vector(figures.surface_figure(surface, found), _caption(surface))]
         if len(surface.grid) == 2 and np.isfinite(surface.standard_error).any():
             drawn.append(page.vector(figures.error_figure(surface), f"Standard error of the surface along {along}."))
-        text = f"Decorrelated samples behind each cell along {along}, weighted as its free energy weighs them."
+        text = f"Decorrelated samples behind each cell along {along}."
         drawn.append(page.vector(figures.cells_figure(surface), text))
         page.add(web.grid(*drawn), web.paragraph(comparison), *_landscape_tables(found))
         if len(surface.grid) == 1:
@@ -104,7 +104,7 @@ def write_exchange(page: Page, data: RunData) -> None:
     if found is None:
         page.add(web.paragraph("No configurations have been exchanged yet.", "soft"))
         return
-    page.add(*(web.paragraph(f"{line.strip()}.") for line in found.lines()))
+    page.add(*(web.paragraph(f"{line.strip()[0].upper()}{line.strip()[1:]}.") for line in found.lines()))
     drawn = []
     if len(found.neighbours):
         text = "Passages: how often a configuration went straight from a window to its neighbour, per attempt."

@@ -123,8 +123,8 @@ def _report(run: Run) -> Row:
 
 
 def _findings(run: Run, exchange: ExchangeReport | None, surfaces: list[FreeEnergySurface]) -> list[Finding]:
-    rows = run.store.chunk("seeds", -1)["findings"].tolist() if run.store.count("seeds") else []
-    found = [Finding(*map(str, row)) for row in rows] + run.findings()
+    rows = text_value(run.store.chunk("seeds", -1)["findings"]) if run.store.count("seeds") else []
+    found = [Finding(*row) for row in rows] + run.findings()
     found += exchange.findings if exchange is not None else ()
     for surface in surfaces:
         found += surface.findings

@@ -82,6 +82,7 @@ def run_until(
     first: Any = None,
     most: Any = None,
     allocation: SharedOut = "adaptive",
+    bins: Any = None,
     on_stage: Callable[[Stage], None] | None = None,
     **settings: Any,
 ) -> KnownSurface:
@@ -96,6 +97,7 @@ def run_until(
     first : time per walker of the first stage; default 20,000 steps.
     most : time per walker at which to give up; default 64 times ``first``.
     allocation : share further time out by what it should gain, or evenly.
+    bins : cells of the surface per CV (see ``free_energy_surface``).
     on_stage : told what is known after each stage.
     settings : of :meth:`UmbrellaSampling.run` (``record``, ``record_stride``, ``exchange``, ``store``, ``name``).
 
@@ -114,7 +116,7 @@ def run_until(
     while True:
         samples = windows.run(engine, seeds, durations, seed=seed, **settings)
         kept = equilibrated(samples)
-        surface = free_energy_surface(kept, windows.cvs[:2], n_bootstrap=_REPLICAS, seed=seed, equilibrate=False)
+        surface = free_energy_surface(kept, windows.cvs[:2], bins=bins, n_bootstrap=_REPLICAS, seed=seed, equilibrate=False)
         counted = cells_that_count(surface, windows)
         walkers = np.array([len(np.unique(samples.walker[samples.window == w])) for w in range(len(windows))])
         stages.append(Stage(float((durations * walkers).sum()), largest_error(surface, counted), float(durations.max())))
@@ -124,7 +126,7 @@ def run_until(
             break
         lack = (stages[-1].error / goal) ** 2 - 1
         time = stages[-1].total * float(np.clip(lack, 0.25, 1.0))
-        share = _shares(kept, windows, counted, time, allocation)
+        share = _shares(kept, windows, counted, time, allocation, bins)
         durations = np.minimum(durations + share / walkers, limit)
     reached = stages[-1].error <= goal
     text = f"the error is {stages[-1].error:.2f} kT after {limit:g} ps per walker, asked for {goal:g} kT"
@@ -149,13 +151,15 @@ def largest_error(surface: FreeEnergySurface, counted: npt.NDArray[np.bool_]) ->
     return float(np.where(np.isfinite(errors), errors, np.inf).max(initial=0.0) / surface.kT) if len(errors) else np.inf
 
 
-def _shares(samples: BiasedSamples, windows: UmbrellaSampling, counted: npt.NDArray[np.bool_], time: float, allocation: SharedOut) -> Array:
+def _shares(
+    samples: BiasedSamples, windows: UmbrellaSampling, counted: npt.NDArray[np.bool_], time: float, allocation: SharedOut, bins: Any
+) -> Array:
     """Return how much of ``time`` each window gets, (n_windows,) ps over all its walkers."""
     even = np.full(len(windows), time / len(windows))
     if allocation == "uniform" or not counted.any():
         return even
     try:
-        return allocate(samples, time, windows.cvs[:2], aim="largest", least=_LEAST_SHARE, cells=counted).extra
+        return allocate(samples, time, windows.cvs[:2], aim="largest", least=_LEAST_SHARE, bins=bins, cells=counted).extra
     except DataError:
         # Windows that share no samples yet need time everywhere, or windows between them, which the surface's findings say.
         return even

@@ -1,0 +1,113 @@
+"""Sampling until the error is small enough, on alanine dipeptide: ``python -m benchmarks.until --scale small|paper``.
+
+Windows along phi, and along phi and psi, run until the largest standard error below 8 kT is 0.2 kT, once with further time
+going to the windows that need it and once with the same time for all.  Both surfaces are compared with 144 ns of windows
+made without Couloir's sampling code.  ``small`` is phi alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from benchmarks.reference.data import alanine_dipeptide_surface
+from benchmarks.results import Row, write_results
+from couloir.analysis.surface import FreeEnergySurface
+from couloir.cv import CollectiveVariable
+from couloir.cv.geometric import Dihedral
+from couloir.sampling import OpenMMEngine, UmbrellaSampling, systems
+from couloir.sampling.dragging import dragged_seeds
+from couloir.sampling.target import BELOW, KnownSurface, run_until
+
+TARGET = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """Windows over the whole circle along some CVs, walkers in each, and the cells of the surface."""
+
+    along: tuple[str, ...]
+    n_windows: int
+    force_constant: str
+    walkers: int
+    bins: int
+    first: float
+
+
+TASKS = {
+    "phi": Task(("phi",), 36, "100 kJ/mol/rad^2", 2, 72, 40.0),
+    "phi, psi": Task(("phi", "psi"), 12, "30 kJ/mol/rad^2", 1, 36, 100.0),
+}
+
+
+def sample(task: Task, allocation: Literal["adaptive", "uniform"], seed: int = 1) -> KnownSurface:
+    """Return what sampling until the target gives."""
+    molecule = systems.alanine_dipeptide(solvent="obc2")
+    engine = OpenMMEngine(molecule, platform="Reference")
+    torsions: dict[str, CollectiveVariable] = {
+        "phi": Dihedral.phi(molecule.topology, residue=2), "psi": Dihedral.psi(molecule.topology, residue=2)
+    }  # fmt: skip
+    windows = UmbrellaSampling.grid([torsions[name] for name in task.along], task.n_windows, task.force_constant)
+    start = engine.propagate(engine.minimize([molecule.state]), duration=20.0, stride=20.0, seed=seed)[0].state(-1)
+    seeds = dragged_seeds(engine, windows, start, task.walkers, seed=seed)
+    return run_until(
+        windows, engine, seeds, TARGET, seed=seed, first=task.first, allocation=allocation, bins=task.bins,
+        record=tuple(torsions.values()), on_stage=lambda stage: print(f"{', '.join(task.along)}, {allocation}: {stage}", flush=True),
+    )  # fmt: skip
+
+
+def truth_of(task: Task) -> FreeEnergySurface:
+    """Return the reference surface on the same cells."""
+    along = task.along[0] if len(task.along) == 1 else (task.along[0], task.along[1])
+    return alanine_dipeptide_surface(along, n_bootstrap=100, bins=task.bins, seed=1)
+
+
+def compare(surface: FreeEnergySurface, truth: FreeEnergySurface) -> tuple[float, float]:
+    """Return the RMSE (kT) below 8 kT and the root mean square of the difference over its standard error.
+
+    Both are free energies of the normalized surface, as the standard errors are.
+    """
+    kT = surface.kT
+    use = (truth.free_energy < BELOW * kT) & (surface.free_energy < (BELOW + 1) * kT)
+
+    def normalized(f: FreeEnergySurface) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return np.asarray(f.free_energy / kT + np.log(np.exp(-f.free_energy[np.isfinite(f.free_energy)] / kT).sum()))
+
+    off = (normalized(surface) - normalized(truth))[use]
+    error = np.hypot(surface.standard_error, truth.standard_error)[use] / kT
+    known = np.isfinite(error) & (error > 0)
+    return surface.rmse(truth, below=BELOW) / kT, float(np.sqrt(((off[known] / error[known]) ** 2).mean()))
+
+
+def measure(name: str) -> list[Row]:
+    """Return the rows of one task."""
+    task, rows, cost = TASKS[name], [], {}
+    truth = truth_of(task)
+    for allocation in ("adaptive", "uniform"):
+        known = sample(task, allocation)  # type: ignore[arg-type]
+        claimed, cost[allocation] = known.stages[-1].error, known.stages[-1].total / 1000
+        rmse, ratio = compare(known.surface, truth)
+        rows += [
+            Row(f"{name}, {allocation}: largest standard error below 8 kT when it stopped", claimed, "kT", None, TARGET, claimed <= TARGET,
+                "simulated in all, ns", cost[allocation]),
+            Row(f"{name}, {allocation}: RMSE below 8 kT from the 144 ns reference", rmse, "kT", None, TARGET, rmse <= TARGET),
+            Row(f"{name}, {allocation}: root mean square difference from it in standard errors", ratio, "sigma"),
+        ]  # fmt: skip
+    saved = cost["uniform"] / cost["adaptive"]
+    rows.append(Row(f"{name}: time until the target, uniform over adaptive", saved, "x", None, None, None, "uniform, ns", cost["uniform"]))
+    return rows
+
+
+def main() -> None:
+    """Measure, print the table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=("small", "paper"), default="small")
+    scale = parser.parse_args().scale
+    write_results("until", [row for name in TASKS if scale == "paper" or name == "phi" for row in measure(name)], scale=scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -121,16 +121,17 @@ def passages(visited: IntArray, ends: tuple[int, int]) -> tuple[int, int]:
 def neighbours(distance: Array) -> IntArray:
     """Return the pairs (n_pairs, 2) of windows that are next to each other, given all distances (n_windows, n_windows).
 
-    Two windows are neighbours when no third lies in the ball between them (the Gabriel graph): along one CV these are
-    adjacent windows, around the circle when it is periodic.
+    Two windows are neighbours when no third lies in the ball between them (the Gabriel graph), nor on it: along one CV these
+    are adjacent windows, around the circle when it is periodic; on a rectangular grid its edges, not the diagonals.
     """
     square = distance**2
     n = len(square)
     free = np.triu(np.ones((n, n), dtype=bool), 1)
     for k in range(n):
-        blocked = square[:, k, None] + square[None, :, k] < square * (1 - 1e-9)
-        blocked[k], blocked[:, k] = False, False
-        free &= ~blocked
+        one, other = square[:, k, None], square[None, :, k]
+        # Nearer to both than they are to each other: a second window at the same place blocks nothing.
+        between = np.maximum(one, other) < square * (1 - 1e-9)
+        free &= ~(between & (one + other < square * (1 + 1e-9)))
     return np.argwhere(free)
 
 

@@ -119,3 +119,14 @@ def test_a_run_whose_windows_lie_too_far_apart_is_told_where_one_is_missing() ->
     (finding,) = windows.exchange_report().findings
     assert finding.code == "few-round-trips"
     assert finding.fix.startswith("insert a window at x = 0.7")
+
+
+def test_neighbours_on_a_rectangular_grid_are_its_edges() -> None:
+    points = np.stack(np.meshgrid(np.arange(3.0), 0.7 * np.arange(2.0), indexing="ij"), axis=-1).reshape(-1, 2)
+    distance = np.linalg.norm(points[:, None] - points, axis=-1)
+    assert neighbours(distance).tolist() == [[0, 1], [0, 2], [1, 3], [2, 3], [2, 4], [3, 5], [4, 5]]
+
+
+def test_two_windows_at_one_place_cut_nothing_off() -> None:
+    x = np.array([0.0, 1.0, 1.0, 2.0])
+    assert neighbours(np.abs(x[:, None] - x)).tolist() == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]

@@ -18,10 +18,10 @@ from couloir.analysis.density import effective_in_cells, effective_number
 from couloir.analysis.diagnostics import LEAST_SAMPLES, window_findings
 from couloir.analysis.free_energy import weigh_rows
 from couloir.analysis.grid import Grid
-from couloir.analysis.mbar import MbarResult, target_temperature
+from couloir.analysis.mbar import MbarResult
 from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.analysis.timeseries import equilibrated, inefficiencies
-from couloir.analysis.wham import WhamResult, bin_states, solve_connected
+from couloir.analysis.wham import WhamResult, bin_states, solve_connected, target_temperature
 from couloir.cv.base import CollectiveVariable, wrap
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
@@ -116,7 +116,7 @@ def expectation(
     if isinstance(weights, MbarResult) and temperature is None:
         temperature = weights.temperature
     target, energies = target_temperature(samples, temperature)
-    row_weights, _, fixed = weigh_rows(samples, estimator or ("mbar" if energies else "wham"), weights, target, energies)
+    row_weights, _, fixed = weigh_rows(samples, estimator or ("mbar" if energies else "wham"), weights, target)
     y, period, unit = _column(samples, name)
     cell, centres, along_name = _cells(samples, along, bins, limits)
     n_cells = max(len(centres), 1)

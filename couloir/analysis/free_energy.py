@@ -11,12 +11,12 @@ from couloir.analysis.agreement import compare_neighbours
 from couloir.analysis.bootstrap import replicas
 from couloir.analysis.density import make_density
 from couloir.analysis.diagnostics import surface_findings, window_findings
-from couloir.analysis.mbar import MbarResult, mbar, target_temperature
+from couloir.analysis.mbar import MbarResult, mbar
 from couloir.analysis.overlap import biased_names
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface, make_grid
 from couloir.analysis.timeseries import equilibrated, inefficiencies
-from couloir.analysis.wham import WhamResult, bin_states, solve_connected, wham
+from couloir.analysis.wham import WhamResult, bin_states, solve_connected, target_temperature, wham
 from couloir.errors import DataError, nearest
 from couloir.trajectory import Array
 from couloir.units import GAS_CONSTANT
@@ -73,7 +73,7 @@ def free_energy_surface(
     grid = make_grid(samples, along, bins, limits)
     target, energies = target_temperature(samples, _given_temperature(weights, temperature))
     kT = GAS_CONSTANT * target
-    row_weights, name, fixed = weigh_rows(samples, estimator, weights, target, energies)
+    row_weights, name, fixed = weigh_rows(samples, estimator, weights, target)
     g = inefficiencies(samples)
     density = make_density(samples, grid, row_weights, g[samples.window], method=method, bandwidth=bandwidth, knots=knots)
     inside = density.bin >= 0
@@ -105,26 +105,24 @@ def free_energy_surface(
 
 
 def _given_temperature(weights: WhamResult | MbarResult | Array | None, temperature: Any) -> Any:
-    return weights.temperature if isinstance(weights, MbarResult) and temperature is None else temperature
+    return weights.temperature if isinstance(weights, (WhamResult, MbarResult)) and temperature is None else temperature
 
 
 def weigh_rows(
-    samples: BiasedSamples, estimator: str, given: WhamResult | MbarResult | Array | None, temperature: float, energies: bool
+    samples: BiasedSamples, estimator: str, given: WhamResult | MbarResult | Array | None, temperature: float
 ) -> tuple[Array, str, bool]:
     """Return weights (n_rows,) in the unbiased state, what made them, and whether replicas must keep them (given as an array)."""
     if given is not None:
         weights = np.asarray(given if isinstance(given, np.ndarray) else given.weights, dtype=float)
         if weights.shape != (len(samples),) or not np.isfinite(weights).all() or weights.min() < 0:
             raise DataError(f"weights of shape {weights.shape} for {len(samples)} rows", "give one finite weight >= 0 per row")
-        made_for = given.temperature if isinstance(given, MbarResult) else temperature
-        if (isinstance(given, WhamResult) and energies) or abs(made_for - temperature) > 1e-6 * temperature:
-            raise DataError(f"the weights given are not those of {temperature:g} K", f"give mbar(samples, temperature={temperature:g})")
+        made_for = temperature if isinstance(given, np.ndarray) else given.temperature
         name = {WhamResult: "wham", MbarResult: "mbar"}.get(type(given), "given weights")
+        if abs(made_for - temperature) > 1e-6 * temperature:
+            raise DataError(f"the weights given are not those of {temperature:g} K", f"give {name}(samples, temperature={temperature:g})")
         return weights, name, isinstance(given, np.ndarray)
     if estimator == "wham":
-        if energies:
-            raise DataError("WHAM cannot reweight in temperature", 'use estimator="mbar"')
-        return wham(samples).weights, "wham", False
+        return wham(samples, temperature=temperature).weights, "wham", False
     if estimator == "mbar":
         return mbar(samples, temperature=temperature).weights, "mbar", False
     raise DataError(f"unknown estimator {estimator!r}{nearest(estimator, ['wham', 'mbar'])}")

@@ -21,10 +21,9 @@ from couloir.analysis.overlap import Sets, connected_sets
 from couloir.analysis.reduced import Mixture, ReducedState, Reweighted, effective_number, reweight_rows, weigh_state
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.timeseries import inefficiencies
-from couloir.analysis.wham import WhamResult, bin_states, solution_findings, solve_connected
+from couloir.analysis.wham import WhamResult, bin_states, solution_findings, solve_connected, target_temperature
 from couloir.errors import ConfigError, DataError, Finding, nearest
 from couloir.trajectory import Array
-from couloir.units import convert
 
 CONVERGED = 1e-4
 """Residual in kT up to which the solution counts as converged: far below any statistical error."""
@@ -229,16 +228,6 @@ def _sets(mixture: Mixture, members: tuple[int, ...], solution: MbarSolution) ->
         chance = np.exp(log_counts[:, None] - mixture.potentials(states, part) - solution.log_mixture[part])
         shared[np.ix_(states, states)] += (chance * row[part]) @ chance.T
     return connected_sets(shared, states)
-
-
-def target_temperature(samples: BiasedSamples, temperature: Any = None) -> tuple[float, bool]:
-    """Return the temperature to reweight to, in K, and whether potential energies are needed to get there."""
-    present = samples.temperatures[samples.counts > 0]
-    target = float(present[0]) if temperature is None else convert(temperature, "K", "temperature")
-    energies = bool(np.abs(present - target).max() > 1e-9 * target)
-    if energies:
-        samples.require_potential(f"windows at {present.min():g} to {present.max():g} K cannot be reweighted to {target:g} K")
-    return target, energies
 
 
 def _pymbar(u: Array, counts: Array, start: Array | None) -> MbarSolution:

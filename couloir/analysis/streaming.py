@@ -209,7 +209,7 @@ class StreamedWham:
         DataError : nothing was added.
         """
         states, rows = self._states()
-        return wham_result(states, rows, self._inefficiency, tolerance=tolerance, device=device)
+        return wham_result(states, rows, self._inefficiency, self.temperature, tolerance=tolerance, device=device)
 
     def surface(
         self, along: str | Sequence[str] | None = None, *, bins: Any = None, limits: Any = None, n_bootstrap: int = 50, seed: int = 0
@@ -235,7 +235,7 @@ class StreamedWham:
         if len(names) not in (1, 2):
             raise DataError(f"a surface is along one or two CVs, not {len(names)}", "name them: surface(along=...)")
         states, rows = self._states()
-        result = wham_result(states, rows, self._inefficiency)
+        result = wham_result(states, rows, self._inefficiency, self.temperature)
         grid = Grid.over(rows, names, bins, limits)
         cell, size = grid.cells(rows), int(np.prod(grid.shape))
         inside = cell >= 0

@@ -56,6 +56,7 @@ class WhamResult:
     overlap : (n_windows, n_windows) overlap matrix; row i: where samples of window i could have come from.
     sets : the sets of windows that share samples.
     n_iterations, converged : of Newton's method, over all sets.
+    temperature : of the unbiased state, K.
     findings : what is unsure.
     movement : largest change of a free energy, kT, when the bins were halved for the last time; None without ``bins="auto"``.
     """
@@ -69,6 +70,7 @@ class WhamResult:
     sets: Sets
     n_iterations: int
     converged: bool
+    temperature: float
     findings: tuple[Finding, ...] = ()
     movement: float | None = None
 
@@ -110,25 +112,28 @@ def wham(
     ------
     DataError : temperatures differ and potential energies were not recorded, or bins do not fit.
     """
-    present = samples.temperatures[samples.counts > 0]
-    target = float(present[0]) if temperature is None else convert(temperature, "K", "temperature")
-    energies = bool(np.abs(present - target).max() > 1e-9 * target)
-    if energies and not np.isfinite(samples.potential).all():
-        raise DataError(
-            f"windows at {present.min():g} to {present.max():g} K cannot be reweighted to {target:g} K without potential energies",
-            "record the potential energy with the CVs",
-        )
+    target, energies = target_temperature(samples, temperature)
     g = inefficiencies(samples)
 
     def once(numbers: Any, start: Array | None = None) -> WhamResult:
         states = bin_states(samples, bins=numbers, widths=widths, temperature=target, energies=energies)
-        return wham_result(states, samples, g, start=start, tolerance=tolerance, device=device)
+        return wham_result(states, samples, g, target, start=start, tolerance=tolerance, device=device)
 
     if bins != "auto":
         return once(bins)
     if widths is not None:
         raise DataError('bins="auto" chooses the widths itself', "give one of the two")
     return _refined(samples, once)
+
+
+def target_temperature(samples: BiasedSamples, temperature: Any = None) -> tuple[float, bool]:
+    """Return the temperature to reweight to, in K, and whether potential energies are needed to get there."""
+    present = samples.temperatures[samples.counts > 0]
+    target = float(present[0]) if temperature is None else convert(temperature, "K", "temperature")
+    energies = bool(np.abs(present - target).max() > 1e-9 * target)
+    if energies:
+        samples.require_potential(f"windows at {present.min():g} to {present.max():g} K cannot be reweighted to {target:g} K")
+    return target, energies
 
 
 def _refined(samples: BiasedSamples, once: Callable[..., WhamResult]) -> WhamResult:
@@ -154,6 +159,7 @@ def wham_result(
     states: BinnedStates,
     samples: BiasedSamples,
     inefficiency: Array,
+    temperature: float,
     *,
     start: Array | None = None,
     tolerance: float = 1e-8,
@@ -167,7 +173,7 @@ def wham_result(
         free_energies=solution.free_energies, weights=weights if states.multiplicity is None else weights * states.multiplicity,
         names=states.names, bin_means=states.means, bin_index=states.index, overlap=shared / np.maximum(states.counts, 1.0)[:, None],
         sets=sets, n_iterations=solution.n_iterations, converged=solution.converged,
-        findings=solution_findings(samples, sets, solution.converged),
+        findings=solution_findings(samples, sets, solution.converged), temperature=temperature,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from exact_systems import KT, double_well, exact_free_energies, torsion, umbrella
 
-from couloir.analysis import BiasedSamples, mbar, wham
+from couloir.analysis import BiasedSamples, free_energy_surface, mbar, wham
 from couloir.cv.bias import HarmonicBias
 from couloir.errors import DataError
 from couloir.units import GAS_CONSTANT
@@ -133,6 +133,13 @@ def test_windows_at_two_temperatures_need_energies():
     for estimate in (wham, mbar):
         result = estimate(samples, temperature="350 K")
         assert result.weights @ x**2 == pytest.approx(exact, rel=4 * np.sqrt(2 / (2 * n)) * 1.1)
+        surface = free_energy_surface(samples, "x", estimator=estimate.__name__, temperature="350 K", bins=30, limits=(-0.4, 0.4))
+        low = 0.5 * k * surface.grid[0] ** 2 < 4 * surface.kT
+        off = (surface.free_energy - 0.5 * k * surface.grid[0] ** 2)[low]
+        assert np.abs((off - off.mean()) / surface.standard_error[low]).max() < 4.5
+        assert surface.kT == pytest.approx(GAS_CONSTANT * 350)
+    with pytest.raises(DataError, match=r"(?s)not those of 310 K.*wham\(samples, temperature=310\)"):
+        free_energy_surface(samples, "x", weights=wham(samples, temperature=350), temperature=310)
     missing = BiasedSamples(**{**samples.__dict__, "potential": np.full(2 * n, np.nan)})
     for estimate in (wham, mbar):
         with pytest.raises(DataError, match="potential energ"):

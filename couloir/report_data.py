@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from couloir.analysis import diagnose, equilibrated, equilibration, free_energy_surface
-from couloir.analysis.exchange import ExchangeReport
+from couloir.analysis.exchange import ExchangeReport, findings_that_matter
 from couloir.analysis.overlap import describe_place
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
@@ -281,9 +281,8 @@ def _basins(run: Run, cvs: dict[str, CollectiveVariable], surface: FreeEnergySur
 def _findings(
     run: Run, seeds: Seeds | None, samples: BiasedSamples | None, exchange: ExchangeReport | None, surfaces: tuple[FreeEnergySurface, ...]
 ) -> tuple[Finding, ...]:
-    found = run.findings()
-    found += list(exchange.findings) if exchange is not None else []
-    found += [f for surface in surfaces for f in surface.findings]
+    found, of_surfaces = run.findings(), [f for surface in surfaces for f in surface.findings]
+    found += [*findings_that_matter(exchange, of_surfaces), *of_surfaces]
     if samples is not None:
         try:
             # Surfaces judge the rows that were kept; how many were not only shows in all of them.

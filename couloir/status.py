@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from couloir.analysis.exchange import findings_that_matter
 from couloir.errors import Finding
 from couloir.run import Run
 from couloir.store import text_value
@@ -124,11 +125,9 @@ def _report(run: Run) -> Row:
 
 def _findings(run: Run, exchange: ExchangeReport | None, surfaces: list[FreeEnergySurface]) -> list[Finding]:
     rows = text_value(run.store.chunk("seeds", -1)["findings"]) if run.store.count("seeds") else []
+    of_surfaces = [finding for surface in surfaces for finding in surface.findings]
     found = [Finding(*row) for row in rows] + run.findings()
-    found += exchange.findings if exchange is not None else ()
-    for surface in surfaces:
-        found += surface.findings
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *findings_that_matter(exchange, of_surfaces), *of_surfaces]))
 
 
 def _duration(seconds: float) -> str:

@@ -193,6 +193,15 @@ def _round_trip_time(passages: Array, time: Array) -> tuple[float, float]:
     return ratio, float(np.sqrt(n / (n - 1) * (residual**2).sum()) / passages.sum())
 
 
+def findings_that_matter(report: ExchangeReport | None, others: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the findings of an exchange report if ``others`` say that walkers or windows disagree or share nothing.
+
+    Replicas need not travel where walkers agree without it: windows are right, each by itself, long before the first round trip.
+    """
+    disagree = {"walkers-disagree", "windows-disagree", "disconnected-windows"} & {finding.code for finding in others}
+    return report.findings if report is not None and disagree else ()
+
+
 def _findings(report: ExchangeReport, halfway: Callable[[int, int], str] | None) -> tuple[Finding, ...]:
     mean = float(report.round_trips.mean())
     if mean >= LEAST_ROUND_TRIPS:

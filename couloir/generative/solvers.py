@@ -167,6 +167,7 @@ def sample(
     *,
     solver: str | Solver = "dpmpp_2m",
     n_calls: int = 20,
+    resamples: int = 1,
     condition: Tensor | None = None,
     circular: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -181,6 +182,8 @@ def sample(
         does not fit.
     noise : (n, d) states at ``schedule.start``, from :func:`initial_noise`.
     solver : a name in ``SOLVERS`` or a solver object such as ``DDIM(eta=0.5)``.
+    resamples : times that every step is taken, the state being noised back in between (Lugmayr et al. 2022, algorithm 1), at
+        as many times the calls.  More than one pays only when the denoiser is a guided one that the steps do not follow exactly.
     condition : (n, c), or None for the unconditional distribution.
     circular : (d,) mask of the angles in radians, which come back in [-pi, pi); needs a schedule with alpha = 1.
     generator : source of the fresh noise of stochastic solvers.
@@ -191,12 +194,14 @@ def sample(
 
     Raises
     ------
-    ConfigError : for an unknown solver, too few calls, or angles under a schedule that scales the data.
+    ConfigError : for an unknown solver, too few calls or resamples, or angles under a schedule that scales the data.
     """
     stepper = _solver(solver).fresh()
     n_steps = (n_calls - 1) // stepper.calls
     if n_steps < 1:
         raise ConfigError(f"n_calls = {n_calls} is too few", f"this solver needs at least {stepper.calls + 1}")
+    if resamples < 1:
+        raise ConfigError(f"resamples = {resamples} is too few", "every step is taken at least once")
     mask = circular_mask(schedule, circular, noise)
     levels = _levels(schedule, n_steps)
 
@@ -209,7 +214,10 @@ def sample(
     x = noise
     with torch.no_grad():
         for t, s in itertools.pairwise(levels):
-            x = stepper.step(estimate, x, t, s, draw)
+            for left in reversed(range(resamples)):
+                x = stepper.step(estimate, x, t, s, draw)
+                if left:
+                    x, stepper = _noised_back(x, s, t, draw), stepper.fresh()
         x = 0.5 * (x / levels[-1].alpha + estimate(x, levels[-1].t))
     return wrap_angles(x, mask)
 
@@ -266,6 +274,12 @@ def _solver(solver: str | Solver) -> Solver:
     if solver not in SOLVERS:
         raise ConfigError(f"there is no solver {solver!r}{nearest(solver, SOLVERS)}")
     return SOLVERS[solver]
+
+
+def _noised_back(x: Tensor, s: Level, t: Level, draw: Callable[[], Tensor]) -> Tensor:
+    """Return a state at level ``t`` from ``x`` at the less noisy ``s``, by the forward process."""
+    kept = t.alpha / s.alpha
+    return kept * x + math.sqrt(t.sigma**2 - (kept * s.sigma) ** 2) * draw()
 
 
 def _levels(schedule: NoiseSchedule, n_steps: int) -> list[Level]:

@@ -1,0 +1,292 @@
+"""Inpainting, variation and long trajectories, against stationary processes whose conditional laws are known exactly."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from couloir.errors import ConfigError, DataError
+from couloir.generative.conditioning import Guidance, extend, generate_long, inpaint, vary
+from couloir.generative.exact import GaussianMixture
+from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet
+from couloir.generative.schedule import EDM, VPLinear
+
+FRAMES, RATE, N = 10, 0.2, 2000
+SCHEDULE = EDM()
+BOTH_ENDS, MIDDLE, SEVERAL = [0, FRAMES - 1], [4, 5], [0, 3, 4, 8]
+
+
+def seeded(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+def covariance(frames=FRAMES, rate=RATE):
+    """Ornstein-Uhlenbeck process of variance one: exp(-rate |i - j|)."""
+    i = torch.arange(frames, dtype=torch.float64)
+    return torch.exp(-rate * (i[:, None] - i).abs())
+
+
+class Snippets:
+    """The exact denoiser of a mixture of Gaussian processes, for snippets (n, frames, d) of independent coordinates."""
+
+    def __init__(self, weights, means, cov, schedule=SCHEDULE):
+        self.exact = GaussianMixture(weights, means, cov.expand(len(weights), *cov.shape)).denoiser(schedule)
+
+    def __call__(self, x_t, t, condition=None, /):
+        n, frames, d = x_t.shape
+        flat = x_t.transpose(1, 2).reshape(n * d, frames)
+        return self.exact(flat, t.repeat_interleave(d), None).reshape(n, d, frames).transpose(1, 2)
+
+
+def ornstein_uhlenbeck(frames=FRAMES, schedule=SCHEDULE):
+    return Snippets([1.0], torch.zeros(1, frames), covariance(frames), schedule)
+
+
+def noise(n=N, frames=FRAMES, d=1, schedule=SCHEDULE, seed=1):
+    return schedule.prior_std() * torch.randn(n, frames, d, generator=seeded(seed), dtype=torch.float64)
+
+
+def frames_mask(imposed, frames=FRAMES):
+    return torch.isin(torch.arange(frames), torch.tensor(imposed))[:, None]
+
+
+def imposed_values(imposed, d=1):
+    known = torch.full((FRAMES, d), math.nan, dtype=torch.float64)  # what is not imposed is never read
+    known[imposed] = torch.tensor([1.5, -1.0, 0.5, 1.2], dtype=torch.float64)[: len(imposed), None]
+    return known
+
+
+def bridge(imposed, values):
+    """Mean and covariance of the free frames given the imposed ones."""
+    mask = frames_mask(imposed)[:, 0]
+    c = covariance()
+    gain = c[~mask][:, mask] @ torch.linalg.inv(c[mask][:, mask])
+    return gain @ values, c[~mask][:, ~mask] - gain @ c[mask][:, ~mask]
+
+
+def errors(samples, imposed, values):
+    """Worst error of the mean in conditional standard deviations, and the extreme variances, in units of the exact ones.
+
+    The extremes are over all linear combinations of free frames.
+    """
+    mean, cov = bridge(imposed, values)
+    free = samples[:, ~frames_mask(imposed)[:, 0], 0]
+    ratios = torch.linalg.eigvals(torch.linalg.solve(cov, torch.cov(free.T))).real
+    return ((free.mean(0) - mean) / cov.diagonal().sqrt()).abs().max(), ratios.min(), ratios.max()
+
+
+@pytest.mark.parametrize("imposed", [BOTH_ENDS, MIDDLE, SEVERAL], ids=["ends", "middle", "several"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, VPLinear()], ids=lambda s: s.kind)
+def test_guidance_draws_the_exact_bridge(imposed, schedule):
+    known = imposed_values(imposed)
+    x = inpaint(ornstein_uhlenbeck(schedule=schedule), schedule, noise(schedule=schedule), known, frames_mask(imposed), n_calls=40)
+    assert (x[:, imposed] == known[imposed]).all()
+    mean, low, high = errors(x, imposed, known[imposed, 0])
+    # 4.5 standard errors and 3 % for the solver; the extreme variances of 8 frames are (1 +- sqrt(8 / N))^2 = 0.88 and 1.13.
+    assert mean < 4.5 / math.sqrt(N) + 0.03
+    assert low > 0.82
+    assert high < 1.20
+
+
+def test_guidance_keeps_coordinates_and_rows_apart():
+    known = imposed_values(BOTH_ENDS, 2)
+    known[0, 1] = -0.7
+    mask = frames_mask(BOTH_ENDS).repeat(1, 2)
+    mask[-1, 1] = False  # one coordinate of a frame, not the frame
+    x = inpaint(ornstein_uhlenbeck(), SCHEDULE, noise(d=2), known, mask)
+    for coordinate, imposed in enumerate([BOTH_ENDS, [0]]):
+        mean, _, _ = errors(x[:, :, coordinate : coordinate + 1], imposed, known[imposed, coordinate])
+        assert mean < 4.5 / math.sqrt(N) + 0.03
+    free = x[:, 1:-1] - x[:, 1:-1].mean(0)
+    assert (free[..., 0] * free[..., 1]).mean(0).abs().max() < 4.5 / math.sqrt(N)
+
+
+def test_guidance_without_solves_is_the_rougher_pigdm():
+    known, mask = imposed_values(BOTH_ENDS), frames_mask(BOTH_ENDS)
+    means = [
+        errors(inpaint(ornstein_uhlenbeck(), SCHEDULE, noise(), known, mask, method=way), BOTH_ENDS, known[BOTH_ENDS, 0])[0]
+        for way in (Guidance(), Guidance(solves=0))
+    ]
+    assert means[0] < 0.13
+    assert 0.15 < means[1] < 0.5
+
+
+def test_replacement_needs_resampling_and_approaches_the_bridge_with_it():
+    known, mask = imposed_values(BOTH_ENDS), frames_mask(BOTH_ENDS)
+    found = []
+    for resamples in (1, 8, 64):
+        x = inpaint(ornstein_uhlenbeck(), SCHEDULE, noise(), known, mask, method="replacement", resamples=resamples, generator=seeded(2))
+        assert (x[:, BOTH_ENDS] == known[BOTH_ENDS]).all()
+        found.append(errors(x, BOTH_ENDS, known[BOTH_ENDS, 0]))
+    means, _, highs = zip(*found, strict=True)
+    assert means[0] > 0.6  # plain replacement: the bridge does not reach its ends
+    assert highs[0] > 2.5  # and is far too wide
+    assert means[1] < 0.55 * means[0]
+    assert means[2] < 0.4 * means[1]
+    assert means[2] < 0.2
+    assert highs[2] < 1.5
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim"])
+def test_replacement_works_with_stochastic_and_deterministic_steps(solver):
+    known, mask = imposed_values(BOTH_ENDS), frames_mask(BOTH_ENDS)
+    arguments = (ornstein_uhlenbeck(), SCHEDULE, noise(), known, mask)
+    plain, repeated = (
+        errors(inpaint(*arguments, method="replacement", resamples=r, solver=solver, generator=seeded(2)), BOTH_ENDS, known[BOTH_ENDS, 0])[
+            0
+        ]
+        for r in (1, 16)
+    )
+    assert repeated < 0.4 * plain
+
+
+def test_imposed_ends_in_one_mode_give_only_that_mode():
+    """Plain replacement strays into the other mode, which has the larger weight, and resampling brings nearly all of it back."""
+    modes = torch.tensor([[2.0], [-2.0]]).expand(2, FRAMES)
+    known = torch.full((FRAMES, 1), 1.8, dtype=torch.float64)
+
+    def strayed(**options):
+        denoiser = Snippets([0.3, 0.7], modes, 0.09 * covariance())
+        x = inpaint(denoiser, SCHEDULE, noise(1000), known, frames_mask(BOTH_ENDS), generator=seeded(), **options)
+        return (x < 0).any(dim=1).double().mean()
+
+    assert strayed(method="guidance") == 0.0
+    assert strayed(method="replacement", resamples=1) > 0.4
+    assert strayed(method="replacement", resamples=10) < 0.02
+
+
+def switching():
+    """Paths that stay at one of -2 and 2 (60 %) or switch once, after k of 10 frames with probability proportional to k."""
+    means, weights = [], []
+    for side in (-2.0, 2.0):
+        for k in range(1, FRAMES + 1):
+            means.append([side] * k + [-side] * (FRAMES - k))
+            weights.append(0.6 if k == FRAMES else 0.4 * k / 45)
+    return Snippets(weights, torch.tensor(means), 0.09 * covariance())
+
+
+def switch_times(**options):
+    """Share of paths from -1.8 to 2.1 that switch exactly once, and how many of these after k = 1, 2, ... frames."""
+    known = torch.zeros(FRAMES, 1, dtype=torch.float64)
+    known[0], known[-1] = -1.8, 2.1
+    x = inpaint(switching(), SCHEDULE, noise(1000), known, frames_mask(BOTH_ENDS), generator=seeded(3), **options)[..., 0]
+    once = (x > 0).int().diff(dim=1).abs().sum(1) == 1
+    return once.double().mean(), torch.bincount((x < 0).sum(1)[once], minlength=FRAMES)[1:FRAMES].double()
+
+
+def distance(counts):
+    """Total variation between the counts and the exact times, proportional to k."""
+    return 0.5 * (counts / counts.sum() - torch.arange(1, FRAMES) / 45).abs().sum()
+
+
+def test_resampled_guidance_switches_wells_once_at_the_exact_times():
+    once, counts = switch_times(resamples=3, solver="heun", n_calls=40)
+    assert once == 1.0
+    expected = torch.arange(1, FRAMES, dtype=torch.float64) / 45 * counts.sum()
+    assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-4
+
+
+def test_one_pass_of_guidance_is_close_in_a_mixture_where_pigdm_and_replacement_are_not():
+    once, counts = switch_times()
+    assert once == 1.0
+    assert distance(counts) < 0.10  # of which 0.04 is noise of 1000 paths
+    assert distance(switch_times(method=Guidance(solves=0))[1]) > 0.2
+    plain, resampled = (distance(switch_times(method="replacement", resamples=r)[1]) for r in (1, 10))
+    assert resampled < 0.85 * plain
+    assert plain > 0.35
+
+
+def stationary(n=N, frames=FRAMES, d=1, seed=5):
+    z = torch.randn(n, d, frames, generator=seeded(seed), dtype=torch.float64)
+    return (z @ torch.linalg.cholesky(covariance(frames)).T).transpose(1, 2)
+
+
+def test_variations_stay_stationary_and_leave_the_original_as_the_level_grows():
+    x = stationary()
+    moved = []
+    for level in (0.1, 0.5, 2.0, 80.0):
+        y = vary(ornstein_uhlenbeck(), SCHEDULE, x, level, generator=seeded(6), n_calls=30)
+        ratios = torch.linalg.eigvals(torch.linalg.solve(covariance(), torch.cov(y[..., 0].T))).real
+        assert y.mean(0).abs().max() < 4.5 / math.sqrt(N)
+        assert ratios.min() > 0.8
+        assert ratios.max() < 1.2
+        moved.append(float((y - x).square().mean()))
+    assert moved == sorted(moved)
+    assert moved[0] < 0.02
+    assert abs(moved[-1] - 2.0) < 0.15  # independent of x
+
+
+def test_variation_at_level_zero_returns_the_original():
+    x = stationary(5)
+    assert (vary(ornstein_uhlenbeck(), SCHEDULE, x, 0.0) == x).all()
+
+
+def test_variations_of_a_path_keep_its_imposed_frames_and_are_bridges_at_the_highest_level():
+    x = imposed_values(BOTH_ENDS).nan_to_num(0.3).expand(N, FRAMES, 1)
+    y = vary(ornstein_uhlenbeck(), SCHEDULE, x, 80.0, mask=frames_mask(BOTH_ENDS), generator=seeded(7), n_calls=40)
+    assert (y[:, BOTH_ENDS] == x[:, BOTH_ENDS]).all()
+    mean, low, high = errors(y, BOTH_ENDS, x[0, BOTH_ENDS, 0])
+    assert mean < 4.5 / math.sqrt(N) + 0.03
+    assert low > 0.82
+    assert high < 1.20
+
+
+@pytest.mark.parametrize("overlap", [1, 3])
+def test_long_trajectories_have_the_covariance_of_the_process_across_every_seam(overlap):
+    frames = 22
+    x = generate_long(ornstein_uhlenbeck(), SCHEDULE, noise(), frames, overlap=overlap, generator=seeded(8), n_calls=30)
+    assert x.shape == (N, frames, 1)
+    found = x[..., 0].T @ x[..., 0] / N
+    # var(sample covariance) = (1 + c^2) / N
+    c = covariance(frames)
+    assert ((found - c).abs() < 5.0 * ((1 + c * c) / N).sqrt() + 0.03).all()
+
+
+def test_a_continued_path_begins_with_what_was_given():
+    path = stationary(4, 7)
+    x = extend(ornstein_uhlenbeck(), SCHEDULE, path, 15, window=FRAMES, overlap=2, generator=seeded())
+    assert x.shape == (4, 15, 1)
+    assert (x[:, :7] == path).all()
+
+
+@pytest.mark.parametrize("head", ["energy", "plain"])
+def test_guidance_goes_through_the_network_and_leaves_no_gradients(head):
+    torch.manual_seed(0)
+    network = TemporalUNet(2, base_channels=16, multipliers=(1, 2), head=head)
+    known, mask = torch.zeros(12, 2), frames_mask([0, 11], 12)
+    x = inpaint(SnippetDenoiser(network, SCHEDULE), SCHEDULE, noise(3, 12, 2).float(), known, mask, n_calls=4)
+    assert x.isfinite().all()
+    assert (x[:, [0, 11]] == 0.0).all()
+    assert not x.requires_grad
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_the_same_generator_gives_the_same_paths():
+    known, mask = imposed_values(BOTH_ENDS), frames_mask(BOTH_ENDS)
+    first, again = (
+        inpaint(ornstein_uhlenbeck(), SCHEDULE, noise(3), known, mask, method="replacement", generator=seeded(4)) for _ in range(2)
+    )
+    assert (first == again).all()
+
+
+def test_mistakes_are_named():
+    denoiser, known, mask = ornstein_uhlenbeck(), imposed_values(BOTH_ENDS), frames_mask(BOTH_ENDS)
+    with pytest.raises(ConfigError, match="did you mean 'guidance'"):
+        inpaint(denoiser, SCHEDULE, noise(2), known, mask, method="guidence")
+    with pytest.raises(DataError, match="do not broadcast"):
+        inpaint(denoiser, SCHEDULE, noise(2, d=3), known[:, :1].repeat(1, 3), mask[:, 0])
+    with pytest.raises(DataError, match="expected bool"):
+        inpaint(denoiser, SCHEDULE, noise(2), known, mask.double())
+    with pytest.raises(DataError, match="not finite"):
+        inpaint(denoiser, SCHEDULE, noise(2), known, ~mask)
+    with pytest.raises(ConfigError, match="resamples = 0"):
+        inpaint(denoiser, SCHEDULE, noise(2), known, mask, resamples=0)
+    with pytest.raises(ConfigError, match="makes no sense"):
+        Guidance(solves=-1)
+    with pytest.raises(ConfigError, match="outside this schedule"):
+        vary(denoiser, SCHEDULE, stationary(2), 100.0)
+    with pytest.raises(ConfigError, match="overlap of 10"):
+        generate_long(denoiser, SCHEDULE, noise(2), 30, overlap=10)
+    with pytest.raises(DataError, match="cannot be continued"):
+        extend(denoiser, SCHEDULE, stationary(2, 2), 30, window=FRAMES, overlap=3)

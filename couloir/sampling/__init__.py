@@ -19,7 +19,10 @@ _HOMES = {
     "frontier_rounds": "frontier",
     "pair_overlaps": "planning",
     "place_windows": "planning",
+    "reactive_seeds": "reactive",
+    "score_paths": "path_scores",
     "seed_windows": "seeding",
+    "two_way_shots": "shots",
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Dihedral
-from couloir.errors import DataError, ModelError, SimulationError
+from couloir.errors import ConfigError, DataError, ModelError, SimulationError
 from couloir.sampling import OpenMMEngine, ToyEngine, potentials, reactive_seeds, systems, two_way_shots
 from couloir.sampling.shots import time_reversed
 from couloir.streams import stream
@@ -247,3 +247,36 @@ def test_a_molecule_is_shot_from_generated_frames_to_paths_of_real_dynamics():
         assert not (trans | gauche).contains(path.positions[1:-1]).any()
         assert path.velocities is not None
         assert path.topology is engine.topology
+
+
+class CarbonRotation(Rotation):
+    """The same of the carbons alone."""
+
+    class representation:
+        atoms = butane()[1].atoms
+
+    def inpaint(self, known, mask, *, seed):
+        return super().inpaint(known, mask, seed=seed)[:, :, list(self.representation.atoms)]
+
+
+def test_a_model_of_some_atoms_needs_a_rebuild_and_regions_it_can_see():
+    engine, torsion = butane()
+    trans, gauche = (torsion > 2.6) | (torsion < -2.6), torsion.between(0.6, 1.5)
+    hydrogens = [a.index for a in engine.topology.atoms if a.element.symbol == "H"]
+    starts = {"starts_a": [at_torsion(engine, torsion, 3.0)], "starts_b": [at_torsion(engine, torsion, 1.1)]}
+    settings = {**starts, "seed": 1, "n_generate": 6, "max_duration": "4 ps"}
+
+    def rebuild(frames):
+        whole = np.zeros((len(frames), len(engine.masses), 3))
+        whole[:, list(torsion.atoms)] = frames
+        return [None if i == 0 else at_torsion(engine, torsion, value) for i, value in enumerate(torsion.evaluate(whole))]
+
+    found = reactive_seeds(CarbonRotation(), engine, trans, gauche, 1, rebuild=rebuild, **settings)
+    assert len(found) >= 1
+    assert found.counts["not rebuilt"] >= 1
+    assert 0 not in found.generated_paths
+    with pytest.raises(ConfigError, match="rebuild="):
+        reactive_seeds(CarbonRotation(), engine, trans, gauche, 1, **settings)
+    methyl = Dihedral(atoms=(hydrogens[0], *torsion.atoms[:3]), name="methyl")
+    with pytest.raises(DataError, match="heavy atoms"):
+        reactive_seeds(CarbonRotation(), engine, trans & ((methyl < 0) | (methyl > 0)), gauche, 1, rebuild=rebuild, **settings)

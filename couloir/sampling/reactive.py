@@ -32,6 +32,7 @@ IntArray = npt.NDArray[np.int64]
 Starts = State | Trajectory | Sequence[State] | Sequence[Trajectory]
 Rebuild = Callable[[Array], Sequence[State | None]]
 
+_UNBUILT = "unbuilt"
 _SAMPLED = 256  # snippets in which a model that is given no configurations looks for some
 
 
@@ -277,20 +278,22 @@ class _Hunt:
             jobs = [(p, (low + high) // 2) for p, (low, high) in ranges.items()]
             for (p, frame), fell in zip(jobs, self._round(jobs, integer_seed(seed, number), **settings), strict=True):
                 low, high = ranges[p]
-                ranges[p] = (frame + 1, high) if fell == "A" else (low, frame - 1) if fell == "B" else (low, high)
+                # a frame that cannot be rebuilt is passed over, like one that falls to A
+                ranges[p] = (frame + 1, high) if fell in ("A", _UNBUILT) else (low, frame - 1) if fell == "B" else (low, high)
                 if fell == "connected" or ranges[p][0] > ranges[p][1]:
                     del ranges[p]
             if len(self.found) >= n or not ranges:
                 return
 
     def _round(self, jobs: list[tuple[int, int]], seed: int, **settings: Any) -> list[str]:
-        """Shoot once from each (path, frame); return for each ``"connected"``, the state both ends fell to, or ``""``."""
+        """Shoot once from each (path, frame); return for each ``"connected"``, the state both ends fell to, ``"unbuilt"`` or ``""``."""
         fate = [""] * len(jobs)
         states: dict[int, State] = {}
         built = self.rebuild(np.array([self.generated[p, f] for p, f in jobs]))
         for i, state in enumerate(built):
             if state is None:
                 self.tally["not rebuilt"] += 1
+                fate[i] = _UNBUILT
                 continue
             fate[i] = next((name for name, region in self._regions() if region.contains(state.positions[None])[0]), "")
             self.tally["rebuilt into A or B"] += bool(fate[i])

@@ -183,9 +183,12 @@ def _outside(states: Sequence[State], region_a: Region, region_b: Region) -> Non
 
 
 def _with_velocities(engine: Engine, states: Sequence[State], seed: int) -> list[State]:
+    """Return the states with fresh velocities, and with the molecule's box where they have none, as the engine would have it."""
+    usual = getattr(getattr(engine, "molecule", None), "state", None)
+    bare = [State(s.positions, None, s.box if s.box is not None or usual is None else usual.box) for s in states]
     if not getattr(engine, "underdamped", True):
-        return [State(state.positions, None, state.box) for state in states]
-    return [maxwell_boltzmann(engine, state, stream(seed, "velocities", i)) for i, state in enumerate(states)]
+        return bare
+    return [maxwell_boltzmann(engine, state, stream(seed, "velocities", i)) for i, state in enumerate(bare)]
 
 
 def _turned(state: State) -> State:

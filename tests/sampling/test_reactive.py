@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from couloir.cv import HarmonicBias
-from couloir.cv.geometric import Dihedral
+from couloir.cv.geometric import Dihedral, Distance
 from couloir.errors import ConfigError, DataError, ModelError, SimulationError
-from couloir.sampling import OpenMMEngine, ToyEngine, potentials, reactive_seeds, systems, two_way_shots
+from couloir.sampling import MolecularSystem, OpenMMEngine, ToyEngine, potentials, reactive_seeds, systems, two_way_shots
 from couloir.sampling.shots import time_reversed
 from couloir.streams import stream
 from couloir.trajectory import State
@@ -280,3 +280,26 @@ def test_a_model_of_some_atoms_needs_a_rebuild_and_regions_it_can_see():
     methyl = Dihedral(atoms=(hydrogens[0], *torsion.atoms[:3]), name="methyl")
     with pytest.raises(DataError, match="heavy atoms"):
         reactive_seeds(CarbonRotation(), engine, trans & ((methyl < 0) | (methyl > 0)), gauche, 1, rebuild=rebuild, **settings)
+
+
+def test_shots_in_a_periodic_box_keep_the_box_with_every_frame():
+    import mdtraj
+    import openmm
+
+    system, spring, topology = openmm.System(), openmm.HarmonicBondForce(), mdtraj.Topology()
+    residue = topology.add_residue("ARG", topology.add_chain())
+    for name in ("A", "B"):
+        system.addParticle(20.0)
+        topology.add_atom(name, mdtraj.element.argon, residue)
+    spring.addBond(0, 1, 1.0, 1000.0)
+    spring.setUsesPeriodicBoundaryConditions(True)
+    system.addForce(spring)
+    box = np.eye(3) * 4.0
+    system.setDefaultPeriodicBoxVectors(*box)
+    molecule = MolecularSystem.from_system(system, topology, [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], box=box)
+    engine = OpenMMEngine(molecule, platform="Reference", workers=1)
+    length = Distance(atoms=(0, 1), name="length")
+    start = State(molecule.state.positions)
+    shots = two_way_shots(engine, start, length < 0.97, length > 1.03, max_duration="2 ps", stride="2 fs", seed=1)
+    assert (shots.paths[0].boxes == box).all()
+    assert len(shots.paths[0].boxes) == len(shots.paths[0])

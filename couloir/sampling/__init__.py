@@ -17,7 +17,7 @@ _HOMES = {
     "adapt_windows": "planning",
     "coarse_windows": "planning",
     "frontier_rounds": "frontier",
-    "pair_overlaps": "planning",
+    "pair_overlaps": "window_overlap",
     "place_windows": "planning",
     "reactive_seeds": "reactive",
     "score_paths": "path_scores",

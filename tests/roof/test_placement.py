@@ -13,9 +13,9 @@ from couloir.config import parse_config
 from couloir.errors import ConfigError
 from couloir.placement import placed_windows
 from couloir.run import Run
-from couloir.sampling.planning import gaps, pair_overlaps
 from couloir.sampling.toy import ToyEngine
 from couloir.sampling.umbrella import UmbrellaSampling
+from couloir.sampling.window_overlap import gaps, pair_overlaps
 from couloir.trajectory import State, Trajectory
 
 LINE = """

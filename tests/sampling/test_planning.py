@@ -10,20 +10,11 @@ import pytest
 from couloir.analysis import BiasedSamples, equilibrated, free_energy_surface, wham
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError
-from couloir.sampling.planning import (
-    MOST_REPORTED,
-    AdaptedWindows,
-    adapt_windows,
-    coarse_windows,
-    gaps,
-    gaussian_overlap,
-    pair_overlaps,
-    place_windows,
-    spacing,
-)
+from couloir.sampling.planning import MOST_REPORTED, AdaptedWindows, adapt_windows, coarse_windows, place_windows
 from couloir.sampling.potentials import double_well
 from couloir.sampling.toy import ToyEngine
 from couloir.sampling.umbrella import UmbrellaSampling
+from couloir.sampling.window_overlap import gaps, gaussian_overlap, pair_overlaps, spacing
 from couloir.store import Store
 from couloir.trajectory import Array, State
 

@@ -6,12 +6,13 @@ A representation is a change of variables ``x = encode(positions)`` on configura
 
 Coordinates of x are of two kinds: *circular* ones are angles in [-pi, pi), unscaled; all others are standardized to zero
 mean and unit variance over the data given to :meth:`Representation.fit`.  ``fit`` returns a new, fitted object.
-:class:`Vector` serves toy systems, :class:`Cartesian` aligned atoms, and
-:class:`~couloir.generative.internal.InternalCoordinates` bonds, angles and torsions.
+:class:`Vector` serves toy systems, :class:`Cartesian` aligned atoms, :class:`~couloir.generative.heavy_atoms.HeavyAtoms` all
+but the hydrogens, and :class:`~couloir.generative.internal.InternalCoordinates` bonds, angles and torsions.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -111,9 +112,12 @@ def representation_from(data: Mapping[str, Any], arrays: Mapping[str, Array]) ->
     ------
     ModelError : the kind of representation is unknown, or something is missing.
     """
+    from couloir.generative.heavy_atoms import HeavyAtoms
     from couloir.generative.internal import InternalCoordinates
 
-    kinds: dict[str, type[Representation]] = {"vector": Vector, "cartesian": Cartesian, "internal": InternalCoordinates}
+    kinds: dict[str, type[Representation]] = {
+        "vector": Vector, "cartesian": Cartesian, "heavy_atoms": HeavyAtoms, "internal": InternalCoordinates,
+    }  # fmt: skip
     kind = str(data.get("kind"))
     if kind not in kinds:
         raise ModelError(f"unknown representation {kind!r}{nearest(kind, kinds)}", "load a model saved by this version of Couloir")
@@ -277,7 +281,7 @@ class Cartesian(Representation):
         if atoms is None and topology is not None:
             heavy = [a.index for a in topology.atoms if a.element is not None and a.element.atomic_number > 1]
             atoms = heavy if len(heavy) >= 3 else range(topology.n_atoms)
-        self.atoms = None if atoms is None else np.asarray(atoms, dtype=np.int64)
+        self.aligned_atoms = None if atoms is None else np.asarray(atoms, dtype=np.int64)
         self.isotropic = isotropic
         self._reference: Array | None = None
         self._mean: Array | None = None
@@ -293,12 +297,12 @@ class Cartesian(Representation):
     def circular(self) -> BoolArray:
         return np.zeros(self.dimension, dtype=bool)
 
-    def fit(self, positions: Array) -> Cartesian:
+    def fit(self, positions: Array) -> Self:
         frames = as_frames(positions, None if self.n_atoms is None else (self.n_atoms, 3))
         if frames.shape[2] != 3:
             raise DataError(f"positions have shape {frames.shape}, expected (n, n_atoms, 3)", "use Vector for toy systems")
         n_atoms = frames.shape[1]
-        atoms = np.arange(n_atoms) if self.atoms is None else self.atoms
+        atoms = np.arange(n_atoms) if self.aligned_atoms is None else self.aligned_atoms
         if len(atoms) < 3 or atoms.min() < 0 or atoms.max() >= n_atoms:
             raise DataError(f"cannot align on atoms {atoms.tolist()} of {n_atoms}", "give at least three atom indices of the molecule")
         reference = frames[0]
@@ -309,15 +313,16 @@ class Cartesian(Representation):
         if self.isotropic:
             scale = np.full_like(scale, np.sqrt((scale**2).mean()))
         require_variation(scale, 0.0, [f"{'xyz'[i % 3]} of atom {i // 3}" for i in range(len(scale))])
-        fitted = Cartesian(None, atoms.tolist(), self.isotropic)
-        fitted.n_atoms, fitted._reference, fitted._mean, fitted._scale = n_atoms, reference, mean, scale
+        fitted = copy.copy(self)
+        fitted.n_atoms, fitted.aligned_atoms = n_atoms, atoms
+        fitted._reference, fitted._mean, fitted._scale = reference, mean, scale
         return fitted
 
     def encode(self, positions: Array) -> Array:
         mean, scale = self._learned()
-        if self._reference is None or self.atoms is None:
+        if self._reference is None or self.aligned_atoms is None:
             raise not_fitted(self)
-        aligned = align(as_frames(positions, (self.dimension // 3, 3)), self._reference, self.atoms)
+        aligned = align(as_frames(positions, (self.dimension // 3, 3)), self._reference, self.aligned_atoms)
         return (aligned.reshape(len(aligned), -1) - mean) / scale
 
     def decode(self, x: Array) -> Array:
@@ -338,7 +343,7 @@ class Cartesian(Representation):
         return float(self._learned()[1][index])
 
     def to_dict(self) -> dict[str, Any]:
-        atoms = None if self.atoms is None else self.atoms.tolist()
+        atoms = None if self.aligned_atoms is None else self.aligned_atoms.tolist()
         return {"kind": "cartesian", "n_atoms": self.n_atoms, "atoms": atoms, "isotropic": self.isotropic}
 
     def arrays(self) -> dict[str, Array]:
@@ -351,9 +356,12 @@ class Cartesian(Representation):
     def restore(cls, data: Mapping[str, Any], arrays: Mapping[str, Array]) -> Cartesian:
         restored = cls(None, data["atoms"], data["isotropic"])
         restored.n_atoms = data["n_atoms"]
-        if arrays:
-            restored._reference, restored._mean, restored._scale = arrays["reference"], arrays["mean"], arrays["scale"]
+        restored._take(arrays)
         return restored
+
+    def _take(self, arrays: Mapping[str, Array]) -> None:
+        if arrays:
+            self._reference, self._mean, self._scale = arrays["reference"], arrays["mean"], arrays["scale"]
 
     def _learned(self) -> tuple[Array, Array]:
         if self._mean is None or self._scale is None:

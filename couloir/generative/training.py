@@ -42,11 +42,14 @@ class TrainingPlan:
     steps : gradient steps at most.
     epochs : passes over the data instead of ``steps``, or None.
     batch_size : rows per step, drawn with replacement in proportion to their weights.
-    learning_rate : peak rate of AdamW; linear warm-up over ``warmup`` (a fraction of all steps), then a cosine to zero.
+    learning_rate : peak rate of AdamW; linear warm-up over ``warmup`` (a fraction of all steps), then ``decay``.
+    decay : ``"cosine"`` to zero, or ``"step"``: a hundredth of the rate in the last quarter.
     weight_decay : of AdamW.
     ema_decay : decay of the moving average of the parameters, which is the model that is kept; it warms up with the step.
+    ema_every : steps between updates of the average.
     clip : largest gradient norm.
     validation_fraction : share of the rows held out, in contiguous blocks because neighbouring frames resemble each other.
+    held_out_rows : held-out rows that are used at most, spread over all of them.
     evaluations : how many times the held-out loss is measured over the full number of steps.
     patience : evaluations without a new best held-out loss before stopping; None never stops early.
     max_minutes : wall-clock limit, or None.
@@ -60,9 +63,12 @@ class TrainingPlan:
     learning_rate: float = 2e-3
     warmup: float = 0.03
     weight_decay: float = 0.0
+    decay: Literal["cosine", "step"] = "cosine"
     ema_decay: float = 0.998
+    ema_every: int = 1
     clip: float = 1.0
     validation_fraction: float = 0.1
+    held_out_rows: int = 50_000
     evaluations: int = 20
     patience: int | None = 8
     max_minutes: float | None = None
@@ -75,6 +81,7 @@ class TrainingPlan:
             "warmup": 0 <= self.warmup < 1, "ema_decay": 0 <= self.ema_decay < 1, "clip": self.clip > 0,
             "validation_fraction": 0 <= self.validation_fraction < 1, "evaluations": self.evaluations >= 1,
             "epochs": self.epochs is None or self.epochs > 0, "patience": self.patience is None or self.patience >= 1,
+            "ema_every": self.ema_every >= 1, "held_out_rows": self.held_out_rows >= 1, "decay": self.decay in ("cosine", "step"),
             "precision": self.precision in ("auto", "float32", "bf16"),
         }  # fmt: skip
         for name, good in checks.items():
@@ -90,6 +97,8 @@ class TrainingPlan:
         warm = max(1, round(self.warmup * total))
         if step < warm:
             return self.learning_rate * (step + 1) / warm
+        if self.decay == "step":
+            return self.learning_rate * (1.0 if step < 0.75 * total else 0.01)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
@@ -131,6 +140,8 @@ def train(
     *,
     seed: int,
     weights: Array | None = None,
+    context: Sequence[Tensor] = (),
+    gap: int = 0,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -141,6 +152,8 @@ def train(
     loss : ``loss(network, rows, generator)`` returns one loss per row; all its noise comes from ``generator``.
     data : tensors (n_rows, ...) that are indexed together; ``rows`` above is one batch of each.
     weights : (n_rows,) non-negative weights of the rows, e.g. of a reweighted union; None counts every row once.
+    context : tensors that every batch gets whole, after its rows, such as the frames that rows point into.
+    gap : rows next to held-out ones that are not trained on, because they overlap with them.
     checkpoint : folder for a resumable state; a call with the same data, plan and seed continues from it.
     progress : called as ``progress(step, training_loss, held_out_loss)`` at every evaluation.
 
@@ -152,8 +165,9 @@ def train(
     plan = plan or TrainingPlan()
     probabilities = _checked(data, weights, plan.validation_fraction)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if plan.device == "auto" else plan.device)
-    fingerprint = _fingerprint(network, data, probabilities, plan, seed)
-    run = _Run(network.to(device), loss, [d.to(device) for d in data], probabilities, plan, seed, device)
+    fingerprint = _fingerprint(network, [*data, *context], probabilities, plan, seed)
+    parts = [d.to(device) for d in data], [c.to(device) for c in context]
+    run = _Run(network.to(device), loss, parts, probabilities, gap, plan, seed, device)
     file = None if checkpoint is None else Path(checkpoint) / _FILE
     if file is not None and file.exists():
         run.restore(*load_tensors(file), fingerprint, file)
@@ -173,10 +187,14 @@ class _Run:
     """The state of one training between two evaluations: everything a checkpoint has to hold."""
 
     def __init__(
-        self, network: nn.Module, loss: Loss, data: list[Tensor], probabilities: Array, plan: TrainingPlan, seed: int, device: torch.device
-    ) -> None:
-        self.network, self.loss, self.data, self.plan, self.seed, self.device = network, loss, data, plan, seed, device
-        kept, held = split_blocks(len(probabilities), plan.validation_fraction)
+        self, network: nn.Module, loss: Loss, parts: tuple[list[Tensor], list[Tensor]], probabilities: Array, gap: int,
+        plan: TrainingPlan, seed: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        self.network, self.loss, self.plan, self.seed, self.device = network, loss, plan, seed, device
+        self.data, self.context = parts
+        kept, held = split_blocks(len(probabilities), plan.validation_fraction, gap=gap)
+        if len(held) > plan.held_out_rows:
+            held = held[np.linspace(0, len(held) - 1, plan.held_out_rows).astype(np.int64)]
         self.kept, self.held = torch.from_numpy(kept).to(device), torch.from_numpy(held).to(device)
         self.cumulative = torch.from_numpy(np.cumsum(probabilities[kept] / probabilities[kept].sum())).to(device)
         self.held_weights = torch.from_numpy(probabilities[held]).to(device, torch.float32)
@@ -228,29 +246,34 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.step, self.total)
         with self.autocast():
-            value = self.loss(self.network, tuple(d[rows] for d in self.data), generator).float().mean()
+            value = self.loss(self.network, self.batch(rows), generator).float().mean()
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
         self.optimizer.step()
-        decay = min(self.plan.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            now: list[Tensor] = list(self.network.parameters())
-            old: list[Tensor] = list(self.average.parameters())
-            torch._foreach_lerp_(old, now, 1 - decay)
+        if self.step % self.plan.ema_every == 0:
+            updates = self.step // self.plan.ema_every
+            decay = min(self.plan.ema_decay, (1 + updates) / (10 + updates))
+            with torch.no_grad():
+                now: list[Tensor] = list(self.network.parameters())
+                old: list[Tensor] = list(self.average.parameters())
+                torch._foreach_lerp_(old, now, 1 - decay)
         self.step += 1
         return value.detach()
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return (*(d[rows] for d in self.data), *self.context)
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """Return the held-out loss of the averaged parameters, with the same noise at every evaluation."""
         generator = self.generator("held-out")
-        total = 0.0
+        total, size = 0.0, 4096 if not self.context else self.plan.batch_size
         repeats = max(1, 2000 // len(self.held))  # few rows: average over more noise, or the comparison is about noise
         for _ in range(repeats):
-            for rows, share in zip(torch.split(self.held, 4096), torch.split(self.held_weights, 4096), strict=True):
+            for rows, share in zip(torch.split(self.held, size), torch.split(self.held_weights, size), strict=True):
                 with self.autocast():
-                    values = self.loss(self.average, tuple(d[rows] for d in self.data), generator).float()
+                    values = self.loss(self.average, self.batch(rows), generator).float()
                 total += float((values * share).sum())
         return total / (repeats * float(self.held_weights.sum()))
 
@@ -290,17 +313,21 @@ class _Run:
         self.stopped_because = self.verdict()
 
 
-def split_blocks(n_rows: int, fraction: float, n_blocks: int = 10) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def split_blocks(n_rows: int, fraction: float, n_blocks: int = 10, gap: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return training and held-out rows: the end of each of ``n_blocks`` equal stretches is held out.
 
     Neighbouring frames of a simulation are nearly copies; rows held out at random would measure memory, not learning.
-    With fewer than 50 rows nothing is held out.
+    Rows closer than ``gap`` to a held-out one are neither.  With fewer than 50 rows, or stretches of which less than half
+    would be left, nothing is held out.
     """
     rows = np.arange(n_rows)
-    if fraction == 0 or n_rows < 50:
+    if fraction == 0 or n_rows < 50 or (1 - fraction) * n_rows / n_blocks - 2 * gap < 0.5 * n_rows / n_blocks:
         return rows, rows[:0]
-    held = np.concatenate([part[len(part) - max(1, round(fraction * len(part))) :] for part in np.array_split(rows, n_blocks)])
-    return np.setdiff1d(rows, held), held
+    blocks = [part[len(part) - max(1, round(fraction * len(part))) :] for part in np.array_split(rows, n_blocks)]
+    kept = np.ones(n_rows, dtype=bool)
+    for block in blocks:
+        kept[max(0, int(block[0]) - gap) : int(block[-1]) + 1 + gap] = False
+    return rows[kept], np.concatenate(blocks)
 
 
 def _checked(data: Sequence[Tensor], weights: Array | None, held_out: float) -> Array:

@@ -1,0 +1,341 @@
+"""DynamicsDiffusion: a diffusion model of trajectory snippets (Petersen, Roig & Covino 2023).
+
+A snippet of L frames is one point of the space that is diffused, (L, n_coordinates); the denoiser is a temporal U-Net
+(:mod:`couloir.generative.networks.temporal_unet`).  Snippets are cut at random from simulations, so the model learns the
+stationary distribution of pieces of trajectory: their frames, and in which order and how fast they follow each other.
+Frames can be imposed (inpainting), a given trajectory varied, and long trajectories made of overlapping snippets
+(:mod:`couloir.generative.conditioning`).  What comes out is a proposal: it carries no weight.
+
+Mixed lengths need no filling: all snippets of one batch have one length, drawn anew for every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from couloir.errors import DataError, ModelError
+from couloir.generative import conditioning, solvers
+from couloir.generative.checkpoint import load_model, save_model
+from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet, snippet_loss
+from couloir.generative.representation import Representation, representation_from
+from couloir.generative.schedule import EDM, NoiseSchedule, VPLinear, schedule_from_dict
+from couloir.generative.snippets import Snippets
+from couloir.generative.training import Progress, TrainingPlan, TrainingResult, train
+from couloir.streams import integer_seed
+from couloir.trajectory import Array, Trajectory
+from couloir.units import convert
+
+if TYPE_CHECKING:
+    import mdtraj
+
+DEFAULT_PLAN = TrainingPlan(
+    steps=6000, batch_size=128, learning_rate=1e-3, ema_decay=0.999, held_out_rows=512, validation_fraction=0.05, patience=None
+)
+"""Better in less time than the paper's: preconditioned targets of size one, a warm-up and a cosine, one average."""
+PAPER_PLAN = TrainingPlan(
+    steps=100_000, batch_size=512, learning_rate=1e-4, warmup=0.0, decay="step", ema_decay=0.9975, ema_every=10,
+    held_out_rows=512, validation_fraction=0.05, patience=None,
+)  # fmt: skip
+"""Adam at 1e-4, then 1e-6; average of decay 0.9975 every 10 steps; batches of 512 (Petersen, Roig & Covino 2023)."""
+_KIND, _VERSION = "TrajectoryDiffusion", 1
+_FRAMES_AT_ONCE = 16_384
+"""Frames that the network is given at once when it generates."""
+
+
+class TrajectoryDiffusion:
+    """A generative model of trajectory snippets, to be fitted to trajectories.
+
+    Parameters
+    ----------
+    system : how frames become vectors, such as ``Vector()`` for toy systems; a topology stands for its aligned heavy atoms.
+    n_frames : frames of a snippet, or the shortest and the longest.
+    temperature_conditioned : learn from trajectories at several temperatures, to generate at any between them.
+    schedule : noise schedule, one that does not see angles: coordinates with a period cannot be generated.
+    drop : share of the training snippets whose temperature is hidden.
+    network : parameters of :class:`~couloir.generative.networks.temporal_unet.TemporalUNet`, such as ``base_channels=32``,
+        ``head="plain"`` or ``attention=False``.
+
+    Raises
+    ------
+    DataError : a snippet has fewer than two frames.
+    """
+
+    def __init__(
+        self,
+        system: Representation | mdtraj.Topology,
+        n_frames: int | tuple[int, int] = 64,
+        *,
+        temperature_conditioned: bool = False,
+        schedule: NoiseSchedule | None = None,
+        drop: float = 0.1,
+        **network: Any,
+    ) -> None:
+        if isinstance(system, Representation):
+            self.representation = system
+        else:
+            from couloir.generative.heavy_atoms import HeavyAtoms
+
+            self.representation = HeavyAtoms(system)
+        self.lengths = (n_frames, n_frames) if isinstance(n_frames, int) else (int(n_frames[0]), int(n_frames[1]))
+        if not 2 <= self.lengths[0] <= self.lengths[1]:
+            raise DataError(f"snippets of {n_frames} frames", "give a number of at least 2, or (shortest, longest)")
+        self.temperature_conditioned, self.drop, self.network = temperature_conditioned, drop, network
+        # The slowest mode of a snippet of L frames has up to sqrt(L) times the amplitude of one frame, and noise must drown it;
+        # the step between frames, often a tenth of the spread, must rise above the last noise.
+        self.schedule = schedule or EDM(sigma_min=0.005, sigma_max=10.0 * self.lengths[1] ** 0.5, p_mean=-0.4, p_std=1.6)
+
+    @classmethod
+    def as_published(cls, system: Representation | mdtraj.Topology, n_frames: int = 64, **options: Any) -> TrajectoryDiffusion:
+        """Return the model of the paper: variance-preserving noise, noise prediction, energy head, attention.
+
+        Train it with ``plan=PAPER_PLAN``.  Coordinates have unit variance instead of the range [-1, 1].
+        """
+        return cls(system, n_frames, schedule=VPLinear(), **{"prediction": "noise", "base_channels": 128, **options})
+
+    def fit(
+        self,
+        data: Trajectory | Sequence[Trajectory] | Sequence[Array],
+        *,
+        seed: int,
+        stride: Any = None,
+        kT: Sequence[Any] | None = None,
+        plan: TrainingPlan | None = None,
+        checkpoint: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> FittedTrajectoryDiffusion:
+        """Train on trajectories and return the fitted model.
+
+        Parameters
+        ----------
+        data : a trajectory or several, or arrays of positions (n_frames, n_atoms, n_dim) that are ``stride`` apart.
+        kT : kJ/mol, of each trajectory, when the model is conditioned on temperature.
+        plan : default ``DEFAULT_PLAN``.
+        checkpoint : folder from which an interrupted training with the same data and seed continues.
+        progress : called as ``progress(step, training_loss, held_out_loss)``.
+
+        Raises
+        ------
+        DataError : trajectories too short for a snippet, with different strides, damaged, or without their temperatures.
+        ModelError : the loss is not finite, or the checkpoint belongs to another training.
+        """
+        cut = Snippets.of(data, self.representation, self.lengths, stride, kT if self.temperature_conditioned else None)
+        if self.temperature_conditioned and kT is None:
+            raise DataError("the model is conditioned on temperature, but kT is missing", "give kT=[...], one per trajectory")
+        network = {"n_conditions": 1 if self.temperature_conditioned else 0, **self.network}
+        model = FittedTrajectoryDiffusion(cut.representation, self.schedule, self.lengths, cut.stride, cut.log_kT, network, seed)
+        lengths, drop = self.lengths, self.drop
+
+        def loss(network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+            assert isinstance(network, TemporalUNet)
+            start, condition, frames = batch[0], batch[1] if len(batch) > 2 else None, batch[-1]
+            length = lengths[0] + int(torch.randint(lengths[1] - lengths[0] + 1, (), generator=generator, device=frames.device))
+            x = frames[start[:, None] + torch.arange(length, device=start.device)]
+            return snippet_loss(network, self.schedule, x, condition, drop, generator)
+
+        rows = (cut.starts,) if cut.conditions is None else (cut.starts, cut.conditions)
+        model.history = train(
+            model.network, loss, rows, plan or DEFAULT_PLAN, seed=integer_seed(seed, "fit"), context=(cut.frames,), gap=lengths[1],
+            checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
+        return model
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FittedTrajectoryDiffusion:
+        """Return the fitted model saved in ``folder``; raises ModelError when it holds something else."""
+        return FittedTrajectoryDiffusion.load(folder)
+
+    def sample(self, *_: Any, **__: Any) -> Array:
+        """Raise: only what :meth:`fit` returns can sample."""
+        raise ModelError("this TrajectoryDiffusion is not fitted", "use the model that fit(data, seed=...) returns")
+
+
+class FittedTrajectoryDiffusion:
+    """A trained model of trajectory snippets, as :meth:`TrajectoryDiffusion.fit` returns it.
+
+    Attributes
+    ----------
+    representation, schedule, network : the parts.
+    n_frames : the longest snippet it was trained on.
+    lengths : the shortest and the longest.
+    stride : time between frames, ps.
+    log_kT : mean and standard deviation of the logarithm of kT over the training data; None without temperatures.
+    history : what the training did; None for a loaded model.
+    """
+
+    def __init__(
+        self,
+        representation: Representation,
+        schedule: NoiseSchedule,
+        lengths: tuple[int, int],
+        stride: float,
+        log_kT: tuple[float, float] | None,
+        network: dict[str, Any],
+        seed: int = 0,
+    ) -> None:
+        if np.any(representation.circular):
+            raise ModelError("snippets cannot hold coordinates with a period", "use Cartesian coordinates, or a toy without periods")
+        self.representation, self.schedule, self.lengths, self.stride, self.log_kT = representation, schedule, lengths, stride, log_kT
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer_seed(seed, "network"))
+            self.network = TemporalUNet(representation.dimension, **network).eval()
+        self.denoiser = SnippetDenoiser(self.network, schedule)
+        self.history: TrainingResult | None = None
+
+    @property
+    def n_frames(self) -> int:
+        return self.lengths[1]
+
+    def sample(
+        self, n: int, *, n_frames: int | None = None, kT: Any = None, seed: int, solver: str = "dpmpp_2m", n_calls: int = 20
+    ) -> Array:
+        """Return ``n`` snippets (n, n_frames, n_atoms, n_dim) in nm; they carry no weight.
+
+        Parameters
+        ----------
+        n_frames : of each snippet; default the longest trained on.  Longer ones than that: :meth:`sample_long`.
+        kT : kJ/mol, of a model conditioned on temperature.
+        solver, n_calls : how the reverse process is solved and how many network calls it may take.
+        """
+
+        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
+            return solvers.sample(
+                self.denoiser, self.schedule, noise, solver=solver, n_calls=n_calls, condition=condition, generator=generator
+            )
+
+        return self._decode(self._batched(n, n_frames or self.n_frames, kT, integer_seed(seed, "sample"), some))
+
+    def inpaint(self, known: Array, mask: Any, n: int | None = None, *, kT: Any = None, seed: int, **settings: Any) -> Array:
+        """Return snippets in which the frames ``mask`` are those of ``known``.
+
+        Parameters
+        ----------
+        known : (frames, n_atoms, n_dim), from which ``n`` snippets are drawn, or (n, frames, n_atoms, n_dim); only the imposed
+            frames are read.  Frames of a molecule hold all atoms.
+        mask : (frames,) True at imposed frames.
+        settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.inpaint`.
+
+        Raises
+        ------
+        DataError : shapes do not fit, or no frame, or every frame, is imposed.
+        """
+        given, imposed = np.asarray(known, dtype=np.float64), np.asarray(mask, dtype=bool)
+        given = np.repeat(given[None], n or 1, axis=0) if given.ndim == 3 else given
+        if given.ndim != 4 or imposed.shape != given.shape[1:2] or (n is not None and n != len(given)):
+            raise DataError(
+                f"known frames have shape {np.shape(known)}, the mask {imposed.shape}", "give (frames, n_atoms, n_dim) and (frames,)"
+            )
+        if not 0 < imposed.sum() < len(imposed):
+            raise DataError(f"{imposed.sum()} of {len(imposed)} frames are imposed", "impose some frames, and leave some to be generated")
+        x = torch.zeros(*given.shape[:2], self.representation.dimension)
+        x[:, torch.from_numpy(imposed)] = self._encode(given[:, imposed])
+        where = torch.from_numpy(imposed)[:, None]
+
+        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator, known: Tensor) -> Tensor:
+            return conditioning.inpaint(
+                self.denoiser, self.schedule, noise, known, where, condition=condition, generator=generator, **settings
+            )
+
+        return self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x))
+
+    def vary(self, path: Array, level: float, n: int | None = None, *, kT: Any = None, seed: int, **settings: Any) -> Array:
+        """Return variations of a trajectory: noised to the noise-to-signal ratio ``level`` and denoised from there.
+
+        Parameters
+        ----------
+        path : (frames, n_atoms, n_dim), of which ``n`` variations are made, or (n, frames, n_atoms, n_dim).
+        level : 0 returns the path; features smaller than this, in units of the spread of the data, are drawn anew.
+        settings : ``n_calls``, ``solver`` of :func:`couloir.generative.conditioning.vary`.
+        """
+        given = np.asarray(path, dtype=np.float64)
+        given = np.repeat(given[None], n or 1, axis=0) if given.ndim == 3 else given
+        x = self._encode(given)
+
+        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator, path: Tensor) -> Tensor:
+            return conditioning.vary(self.denoiser, self.schedule, path, level, condition=condition, generator=generator, **settings)
+
+        return self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "vary"), some, x))
+
+    def sample_long(self, n: int, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, **settings: Any) -> Array:
+        """Return trajectories of any number of frames, made of overlapping snippets.
+
+        Parameters
+        ----------
+        overlap : frames of each snippet that are imposed from the last one; default a quarter of a snippet.
+        settings : of :func:`couloir.generative.conditioning.generate_long`.
+        """
+        shared = overlap or max(1, self.n_frames // 4)
+
+        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
+            return conditioning.generate_long(
+                self.denoiser, self.schedule, noise, n_frames, overlap=shared, condition=condition, generator=generator, **settings
+            )
+
+        return self._decode(self._batched(n, self.n_frames, kT, integer_seed(seed, "long"), some))
+
+    def _batched(self, n: int, n_frames: int, kT: Any, seed: int, draw: Any, *given: Tensor) -> Tensor:
+        """Return draw(noise, condition, generator, *given) for ``n`` snippets, some at a time."""
+        condition = self._condition(kT)
+        generator = torch.Generator().manual_seed(seed)
+        size, parts = max(1, _FRAMES_AT_ONCE // n_frames), []
+        for first in range(0, n, size):
+            m = min(size, n - first)
+            noise = self.schedule.prior_std() * torch.randn(m, n_frames, self.representation.dimension, generator=generator)
+            rows = None if condition is None else torch.full((m, 1), condition)
+            with torch.no_grad():
+                parts.append(draw(noise, rows, generator, *(x[first : first + m] for x in given)))
+        return torch.cat(parts)
+
+    def _condition(self, kT: Any) -> float | None:
+        if self.log_kT is None:
+            if kT is not None:
+                raise DataError("this model is not conditioned on temperature", "fit one with temperature_conditioned=True")
+            return None
+        if kT is None:
+            raise DataError("this model is conditioned on temperature, but kT is missing", "give kT in kJ/mol")
+        mean, spread = self.log_kT
+        return (float(np.log(convert(kT, "kJ/mol", "kT"))) - mean) / spread
+
+    def _encode(self, frames: Array) -> Tensor:
+        x = self.representation.encode(frames.reshape(-1, *frames.shape[-2:]))
+        return torch.from_numpy(x).float().reshape(*frames.shape[:-2], -1)
+
+    def _decode(self, x: Tensor) -> Array:
+        positions = self.representation.decode(x.reshape(-1, x.shape[-1]).double().numpy())
+        return positions.reshape(*x.shape[:2], *positions.shape[1:])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model to ``folder``: ``weights.safetensors`` and ``model.json``."""
+        config = {
+            "representation": self.representation.to_dict(), "schedule": self.schedule.to_dict(), "network": self.network.to_dict(),
+            "lengths": list(self.lengths), "stride": self.stride, "log_kT": None if self.log_kT is None else list(self.log_kT),
+        }  # fmt: skip
+        tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"representation/{name}": torch.from_numpy(np.array(value)) for name, value in self.representation.arrays().items()}
+        save_model(folder, _KIND, _VERSION, config, tensors)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FittedTrajectoryDiffusion:
+        """Return the model saved in ``folder``; see :meth:`TrajectoryDiffusion.load`."""
+        config, tensors = load_model(folder, _KIND, _VERSION)
+        arrays = {key.partition("/")[2]: value.numpy() for key, value in tensors.items() if key.startswith("representation/")}
+        log_kT = None if config["log_kT"] is None else (config["log_kT"][0], config["log_kT"][1])
+        network = {key: value for key, value in config["network"].items() if key not in ("kind", "n_coordinates")}
+        model = cls(
+            representation_from(config["representation"], arrays), schedule_from_dict(config["schedule"]),
+            (config["lengths"][0], config["lengths"][1]), config["stride"], log_kT, network,
+        )  # fmt: skip
+        model.network.load_state_dict({k.partition("/")[2]: v for k, v in tensors.items() if k.startswith("network/")})
+        return model
+
+    def __str__(self) -> str:
+        low, high = self.lengths
+        frames = f"{high}" if low == high else f"{low} to {high}"
+        given = "" if self.log_kT is None else " given kT"
+        lines = [f"TrajectoryDiffusion{given}: snippets of {frames} frames, {self.stride:g} ps apart; {self.network}"]
+        return "\n".join(lines if self.history is None else [*lines, f"  {self.history}"])

@@ -1,0 +1,238 @@
+"""Rebuilt frames are the frames given, thermal, ready to run, and never returned when a gate says no."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from couloir.cv import wrap
+from couloir.cv.bias import HarmonicBias
+from couloir.cv.geometric import Dihedral
+from couloir.errors import DataError
+from couloir.generative import HeavyAtoms, representation_from
+from couloir.sampling import OpenMMEngine, systems
+from couloir.sampling.path_scores import superposed_distance
+from couloir.sampling.rebuild import REBUILD_GATES, Rebuilt, place_hydrogens, rebuild
+from couloir.trajectory import Array, State
+
+PHI, PSI = Dihedral((4, 6, 8, 14), "phi"), Dihedral((6, 8, 14, 16), "psi")
+
+
+def engine_of(molecule: systems.MolecularSystem, workers: int = 1) -> OpenMMEngine:
+    return OpenMMEngine(molecule, "300 K", platform="Reference", workers=workers)
+
+
+def heavy(engine: OpenMMEngine) -> npt.NDArray[np.int64]:
+    return HeavyAtoms(engine.topology).atoms
+
+
+def rebuilt(engine: OpenMMEngine, frames: Array, **settings: object) -> Rebuilt:
+    """Rebuild frames of all atoms from their heavy atoms."""
+    atoms = heavy(engine)
+    return rebuild(engine, engine.topology, frames[:, atoms], atoms, reference=engine.molecule.state, **{"seed": 1, **settings})
+
+
+def positions(result: Rebuilt) -> Array:
+    return np.array([state.positions for state in result.passed])
+
+
+def turned(positions: Array, axis: tuple[int, int], moving: list[int], angle: float) -> Array:
+    """Return a structure with some atoms rotated about a bond."""
+    from scipy.spatial.transform import Rotation
+
+    start, out = positions[axis[0]], positions.copy()
+    along = positions[axis[1]] - start
+    out[moving] = start + Rotation.from_rotvec(angle * along / np.linalg.norm(along)).apply(positions[moving] - start)
+    return out
+
+
+@pytest.fixture(scope="module")
+def alanine() -> OpenMMEngine:
+    return engine_of(systems.alanine_dipeptide())
+
+
+@pytest.fixture(scope="module")
+def md(alanine: OpenMMEngine) -> Array:
+    """200 frames at 300 K."""
+    return alanine.propagate(alanine.molecule.state, duration="100 ps", stride="0.5 ps", seed=3)[0].positions
+
+
+@pytest.fixture(scope="module")
+def dynamics(alanine: OpenMMEngine, md: Array) -> Rebuilt:
+    return rebuilt(alanine, md)
+
+
+def test_md_frames_without_hydrogens_come_back_where_they_were(md: Array, dynamics: Rebuilt) -> None:
+    assert dynamics.rows.tolist() == list(range(200))
+    y = positions(dynamics)
+    atoms = [0, 4, 5, 6, 8, 10, 14, 15, 16, 18]
+    np.testing.assert_allclose(dynamics.displacement, superposed_distance(y[:, atoms], md[:, atoms]), atol=1e-10)
+    assert dynamics.displacement.max() < 0.01
+    assert np.abs(y[:, atoms] - md[:, atoms]).max() < 0.03  # not even turned or moved
+    for cv in (PHI, PSI):
+        assert np.degrees(np.abs(wrap(cv.evaluate(y) - cv.evaluate(md), 2 * np.pi))).max() < 10
+
+
+def test_energies_of_rebuilt_md_overlap_with_those_of_the_md(alanine: OpenMMEngine, md: Array, dynamics: Rebuilt) -> None:
+    before, after = alanine.energies(md), dynamics.energies
+    np.testing.assert_allclose(after, alanine.energies(positions(dynamics)), rtol=1e-10)
+    # the minimization takes heat out of the stiff modes of ten heavy atoms: at most kT/2 for each of 24
+    assert -12 * alanine.kT < after.mean() - before.mean() < 0
+    assert np.quantile(after, 0.95) > np.quantile(before, 0.25)
+    assert after.max() < before.max()
+
+
+def test_hydrogens_are_thermal_given_the_heavy_atoms(alanine: OpenMMEngine, md: Array) -> None:
+    # Heavy atoms that are held where equilibrium put them, and hydrogens drawn given them: equilibrium again.
+    change = rebuilt(alanine, md, force_constant="1e8 kJ/mol/nm^2").energies - alanine.energies(md)
+    error = change.std() / np.sqrt(len(change))
+    assert error < 1.5
+    assert abs(change.mean()) < 4.5 * error
+    # and without that run they are cold: each of 36 hydrogen coordinates less 12 constraints lacks up to kT/2
+    cold = rebuilt(alanine, md[:50], force_constant="1e8 kJ/mol/nm^2", relaxation="2 fs").energies - alanine.energies(md[:50])
+    assert cold.mean() < -6 * alanine.kT
+
+
+def test_every_rebuilt_state_satisfies_the_constraints_and_runs(alanine: OpenMMEngine, dynamics: Rebuilt) -> None:
+    y = positions(dynamics)
+    for i, j, length in alanine.molecule.constraints:
+        assert np.abs(np.linalg.norm(y[:, i] - y[:, j], axis=-1) - length).max() < 1e-5
+    runs = alanine.propagate(dynamics.passed[::8], duration="2 ps", stride="1 ps", seed=5)  # 1000 steps each
+    assert all(run.ended == "complete" and np.isfinite(run.positions).all() for run in runs)
+    assert all(np.isfinite(run.series.potential).all() for run in runs if run.series is not None)
+
+
+def test_velocities_are_drawn_at_the_temperature_along_the_constraints(alanine: OpenMMEngine, dynamics: Rebuilt) -> None:
+    v = np.array([state.velocities for state in dynamics.passed])
+    free = 3 * 22 - len(alanine.molecule.constraints)
+    temperatures = (alanine.masses[:, None] * v**2).sum(axis=(1, 2)) / (free * alanine.kT)
+    # chi-squared over its f degrees of freedom: variance 2 / f
+    assert abs(temperatures.mean() - 1) < 4.5 * np.sqrt(2 / free / len(v))
+    y = positions(dynamics)
+    for i, j, _ in alanine.molecule.constraints:
+        assert np.abs(((y[:, i] - y[:, j]) * (v[:, i] - v[:, j])).sum(axis=-1)).max() < 1e-3
+
+
+@pytest.mark.parametrize("phi", [0.0, 1.0])
+def test_frames_on_the_barrier_and_beyond_it_stay_there(alanine: OpenMMEngine, phi: float) -> None:
+    bias = HarmonicBias.on([PHI], [phi], [500.0])
+    frames = alanine.propagate(alanine.molecule.state, duration="10 ps", stride="0.5 ps", seed=3, record=[PHI], bias=bias)[0].positions[10:]
+    result = rebuilt(alanine, frames)
+    assert len(result.rows) == len(frames)
+    assert np.degrees(np.abs(PHI.evaluate(positions(result)) - PHI.evaluate(frames))).max() < 10
+
+
+def test_a_representation_there_and_back_gives_frames_that_run(alanine: OpenMMEngine, md: Array) -> None:
+    fitted = HeavyAtoms(alanine.topology).fit(md)
+    fitted = representation_from(json.loads(json.dumps(fitted.to_dict())), fitted.arrays())
+    noise = 0.004 / fitted.scale_of(0) * np.random.default_rng(2).standard_normal((20, 30))  # a model's error: 0.004 nm per coordinate
+    generated = fitted.decode(fitted.encode(md[:20]) + noise)
+    result = rebuild(alanine, alanine.topology, generated, fitted.atoms, reference=alanine.molecule.state, seed=1)
+    assert len(result.rows) == 20
+    assert result.displacement.max() < 0.01
+    # strain of 0.004 nm on nine stiff bonds would cost tens of kT; little of it is left
+    assert np.median(result.energies) < np.median(alanine.energies(md)) + 5 * alanine.kT
+
+
+def test_nonsense_is_reported_by_the_gate_it_fails_and_not_returned(alanine: OpenMMEngine, md: Array) -> None:
+    start = alanine.molecule.state.positions
+    frames = np.repeat(md[:1], 5, axis=0)
+    frames[0, 6, 1] = np.nan
+    frames[1, 18] += 0.15
+    frames[2] *= -1
+    frames[3] = turned(start, (14, 16), list(range(16, 22)), np.pi)
+    result = rebuilt(alanine, frames)
+    assert result.failed == ("finite", "bonds", "chirality", "peptide", None)
+    assert [state is None for state in result.states] == [True, True, True, True, False]
+    assert result.rows.tolist() == [4]
+    assert len(result.passed) == result.counts["rebuilt"] == 1
+    assert set(result.counts) == {"given", *REBUILD_GATES, "rebuilt"}
+    assert result.to_dataframe()["failed"].tolist()[:4] == ["finite", "bonds", "chirality", "peptide"]
+    assert "chirality   1" in str(result)
+
+
+def test_overlapping_heavy_atoms_are_never_returned(alanine: OpenMMEngine) -> None:
+    start = alanine.molecule.state.positions
+    near, seen = heavy(alanine), []
+    for angle in np.linspace(0, 2 * np.pi, 12, endpoint=False):
+        bent = turned(start, (6, 8), list(range(10, 22)), angle)
+        closest = np.linalg.norm(bent[near][:, None] - bent[near][None], axis=-1)[:3, 6:].min()
+        result = rebuilt(alanine, bent[None])
+        seen.append((closest, result.failed[0]))
+    assert any(closest < 0.2 for closest, _ in seen)
+    assert all(gate == "clash" for closest, gate in seen if closest < 0.2)
+    assert any(gate is None for _, gate in seen)
+
+
+def test_limits_that_are_asked_for_are_gates(alanine: OpenMMEngine, md: Array) -> None:
+    assert rebuilt(alanine, md[:3], max_displacement="1e-5 nm").failed == ("moved",) * 3
+    assert rebuilt(alanine, md[:3], max_energy=-1000.0).failed == ("energy",) * 3
+
+
+def test_a_row_depends_on_its_frame_and_number_alone(alanine: OpenMMEngine, md: Array, dynamics: Rebuilt) -> None:
+    again = rebuilt(alanine, md[:3])
+    other = rebuilt(alanine, md[:3], seed=2)
+    for i in range(3):
+        np.testing.assert_array_equal(again.passed[i].positions, dynamics.passed[i].positions)
+        np.testing.assert_array_equal(again.passed[i].velocities, dynamics.passed[i].velocities)
+        assert np.abs(other.passed[i].velocities - again.passed[i].velocities).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["butane", "alanine_tetrapeptide", "flexible"])
+def test_other_molecules_come_back_too(name: str) -> None:
+    molecule = {
+        "butane": systems.butane,
+        "alanine_tetrapeptide": systems.alanine_tetrapeptide,
+        "flexible": lambda: systems.alanine_dipeptide("vacuum", "none"),
+    }[name]()
+    engine = OpenMMEngine(molecule, "300 K", time_step="1 fs", platform="Reference", workers=1)
+    frames = engine.propagate(molecule.state, duration="10 ps", stride="0.5 ps", seed=4)[0].positions
+    result = rebuilt(engine, frames)
+    assert len(result.rows) == 20
+    assert result.displacement.max() < 0.01
+    assert all(run.ended == "complete" for run in engine.propagate(result.passed[::5], duration="1 ps", seed=2))
+
+
+def test_methyls_are_staggered_and_amide_hydrogens_planar_whatever_the_reference() -> None:
+    molecule = systems.butane()
+    start, hydrogens = molecule.state.positions, [4, 5, 6]
+    assert [a.element.symbol for a in molecule.topology.atoms][:5] == ["C", "C", "C", "C", "H"]
+    eclipsed = turned(start, (1, 0), hydrogens, 0.9)
+    placed = place_hydrogens(molecule.topology, eclipsed, start[None, :4], np.arange(4))
+    torsions = np.degrees([Dihedral((h, 0, 1, 2), "methyl").evaluate(placed)[0] for h in hydrogens]) % 360
+    np.testing.assert_allclose(np.sort(torsions), [60, 180, 300], atol=2)
+
+    peptide = systems.alanine_dipeptide()
+    bent = peptide.state.positions.copy()
+    amide = next(h.index for h in peptide.topology.atoms if h.name == "H" and h.residue.name == "ALA")
+    normal = np.cross(bent[4] - bent[6], bent[8] - bent[6])
+    bent[amide] += 0.04 * normal / np.linalg.norm(normal)
+    atoms = HeavyAtoms(peptide.topology).atoms
+    placed = place_hydrogens(peptide.topology, bent, bent[None, atoms], atoms)
+    assert abs((placed[0, amide] - bent[6]) @ normal) < 1e-12
+
+
+def test_placing_is_exact_in_the_reference_turned_and_moved() -> None:
+    molecule = systems.butane()
+    x = molecule.state.positions
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((3, 3)))[0]
+    moved = x @ (turn * np.sign(np.linalg.det(turn))) + 2.0
+    placed = place_hydrogens(molecule.topology, x, moved[None, :4], np.arange(4))
+    assert np.abs(placed[0] - moved).max() < 2e-3  # its methyls are staggered to within a degree
+
+
+def test_what_does_not_fit_is_refused_by_name(alanine: OpenMMEngine) -> None:
+    atoms, state = heavy(alanine), alanine.molecule.state
+    given = state.positions[None, atoms]
+    with pytest.raises(DataError, match=r"NME.*is not given"):
+        rebuild(alanine, alanine.topology, given[:, :-1], atoms[:-1], reference=state, seed=1)
+    with pytest.raises(DataError, match=r"expected \(n, 10, 3\)"):
+        rebuild(alanine, alanine.topology, given[:, :-1], atoms, reference=state, seed=1)
+    with pytest.raises(DataError, match="reference"):
+        rebuild(alanine, alanine.topology, given, atoms, reference=State(given[0]), seed=1)
+    ethane = engine_of(systems.ethane())
+    with pytest.raises(DataError, match="direction of the hydrogens"):
+        rebuild(ethane, ethane.topology, ethane.molecule.state.positions[None, :2], [0, 1], reference=ethane.molecule.state, seed=1)

@@ -131,7 +131,7 @@ def rebuild(
     bench = _Bench(GeometryGates.of(topology, reference.positions), [None if ok else "finite" for ok in finite])
     bench.judge(complete, bond_tolerance=0.06, contact_scale=0.4)
     n_steps = RELAXATION_STEPS if relaxation is None else steps(relaxation, engine.time_step, "relaxation")
-    stiffness = positive(force_constant, "kJ/mol/nm^2", "force_constant")
+    stiffness = float(positive(force_constant, "kJ/mol/nm^2", "force_constant"))
     states = _relaxed(engine, complete, kept, reference.box, bench.alive, stiffness, n_steps, seed)
     bench.fail([i for i in bench.alive if i not in states], "dynamics")
     for i, state in states.items():

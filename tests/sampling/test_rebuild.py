@@ -13,7 +13,7 @@ from couloir.cv.bias import HarmonicBias
 from couloir.cv.geometric import Dihedral
 from couloir.errors import DataError
 from couloir.generative import HeavyAtoms, representation_from
-from couloir.sampling import OpenMMEngine, systems
+from couloir.sampling import OpenMMEngine, reactive_seeds, systems
 from couloir.sampling.path_scores import superposed_distance
 from couloir.sampling.rebuild import REBUILD_GATES, Rebuilt, place_hydrogens, rebuild
 from couloir.trajectory import Array, State
@@ -222,6 +222,41 @@ def test_placing_is_exact_in_the_reference_turned_and_moved() -> None:
     moved = x @ (turn * np.sign(np.linalg.det(turn))) + 2.0
     placed = place_hydrogens(molecule.topology, x, moved[None, :4], np.arange(4))
     assert np.abs(placed[0] - moved).max() < 2e-3  # its methyls are staggered to within a degree
+
+
+class CarbonsTurned:
+    """Paths of butane's carbons alone, the last one carried round evenly from trans to gauche."""
+
+    n_frames, stride = 21, 0.1
+
+    def __init__(self, engine: OpenMMEngine) -> None:
+        self.representation = HeavyAtoms(engine.topology)
+        self.carbons = engine.molecule.state.positions[:4]
+
+    def inpaint(self, known: Array, mask: npt.NDArray[np.bool_], *, seed: int) -> Array:
+        angles = np.linspace(0, 2 * np.pi / 3, known.shape[1])
+        return np.repeat([[turned(self.carbons, (1, 2), [3], angle) for angle in angles]], len(known), axis=0)
+
+
+def test_rebuilt_barrier_frames_of_a_heavy_atom_model_lead_to_reactive_paths() -> None:
+    engine = engine_of(systems.butane())
+    torsion, state = Dihedral((0, 1, 2, 3), "torsion"), engine.molecule.state
+    trans, gauche = (torsion > 2.6) | (torsion < -2.6), (torsion > 0.6) & (torsion < 1.5) | (torsion > -1.5) & (torsion < -0.6)
+    ends = {"starts_a": state, "starts_b": State(turned(state.positions, (1, 2), [3, 11, 12, 13], 2 * np.pi / 3))}
+    model = CarbonsTurned(engine)
+    found = reactive_seeds(
+        model, engine, trans, gauche, 1, seed=1, n_generate=8, max_duration="4 ps", **ends,
+        rebuild=lambda frames: rebuild(engine, engine.topology, frames, model.representation.atoms, reference=state, seed=1).states,
+    )  # fmt: skip
+    assert found.counts["not rebuilt"] == 0
+    path = found.paths[0].positions
+    assert trans.contains(path[:1])[0]
+    assert gauche.contains(path[-1:])[0]
+
+
+def test_no_frames_give_no_states(alanine: OpenMMEngine, md: Array) -> None:
+    result = rebuilt(alanine, md[:0])
+    assert (len(result), result.passed, result.counts["rebuilt"]) == (0, [], 0)
 
 
 def test_what_does_not_fit_is_refused_by_name(alanine: OpenMMEngine) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from couloir.cv.geometric import Dihedral
 from couloir.errors import DataError
 from couloir.generative import HeavyAtoms, representation_from
 from couloir.sampling import OpenMMEngine, reactive_seeds, systems
+from couloir.sampling.gates import GeometryGates
 from couloir.sampling.path_scores import superposed_distance
 from couloir.sampling.rebuild import REBUILD_GATES, Rebuilt, place_hydrogens, rebuild
 from couloir.trajectory import Array, State
@@ -257,6 +260,30 @@ def test_rebuilt_barrier_frames_of_a_heavy_atom_model_lead_to_reactive_paths() -
 def test_no_frames_give_no_states(alanine: OpenMMEngine, md: Array) -> None:
     result = rebuilt(alanine, md[:0])
     assert (len(result), result.passed, result.counts["rebuilt"]) == (0, [], 0)
+
+
+def test_hydrogens_of_a_protein_are_placed_within_every_gate_on_moved_heavy_atoms() -> None:
+    import mdtraj
+    from openmm import app
+
+    protein = mdtraj.load(str(Path(app.__file__).parent / "data" / "test.pdb"))  # 35 residues, a proline and rings among them
+    protein = protein.atom_slice(protein.topology.select("protein"))
+    x, atoms = protein.xyz[0].astype(np.float64), HeavyAtoms(protein.topology).atoms
+    noise = 0.002 * np.random.default_rng(0).standard_normal((5, len(atoms), 3))
+    placed = place_hydrogens(protein.topology, x, x[atoms] + noise, atoms)
+    np.testing.assert_array_equal(placed[:, atoms], x[atoms] + noise)
+    gates = GeometryGates.of(protein.topology, x).check(placed, contact_scale=0.9)
+    assert {gate for gate, passed in gates.items() if not passed.all()} == set()
+    rigid = [
+        h.index for a in protein.topology.atoms if a.name in ("CA", "CD", "N") and a.residue.name == "PRO" for h in _hydrogens(protein, a)
+    ]
+    assert len(rigid) >= 3
+    assert np.abs(placed[:, rigid] - x[rigid]).max() < 0.02
+
+
+def _hydrogens(protein: Any, atom: Any) -> list[Any]:
+    pairs = [pair for pair in protein.topology.bonds if atom in pair]
+    return [other for pair in pairs for other in pair if other.element.symbol == "H"]
 
 
 def test_what_does_not_fit_is_refused_by_name(alanine: OpenMMEngine) -> None:

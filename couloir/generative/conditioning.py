@@ -32,6 +32,7 @@ from couloir.generative.schedule import NoiseSchedule, schedule_from_dict
 from couloir.generative.solvers import Solver, sample
 
 _CONVERGED = 1e-6  # relative squared residual at which the linear solve of guidance stops
+_LARGEST_SHIFT = 3.0  # how far guidance may move any entry, in units of the largest gap between what is known and what was expected
 
 
 class Method(ABC):
@@ -105,6 +106,9 @@ class Guidance(Method):
 
             gap = torch.where(mask, known - clean, 0.0).detach()
             shift = covariance(_conjugate_gradients(covariance, gap, mask, self.solves))
+            # What frames follow from imposed ones by at most a few times their gap; a Jacobian that says more is not a covariance.
+            limit = _LARGEST_SHIFT * gap.abs().amax(dim=tuple(range(1, gap.ndim)), keepdim=True)
+            shift = torch.minimum(torch.maximum(shift, -limit), limit)
         return torch.where(mask, known, clean.detach() + shift)
 
 
@@ -365,8 +369,9 @@ def _conjugate_gradients(covariance: Callable[[Tensor], Tensor], gap: Tensor, ma
     def apply(v: Tensor) -> Tensor:
         return torch.where(mask, covariance(v), 0.0)
 
-    w = gap
+    w = best = gap
     residual = gap - apply(w)
+    least = product(residual, residual)
     search, size, enough = residual, product(residual, residual), _CONVERGED * product(gap, gap)
     for _ in range(steps):
         if bool((size <= enough).all()):
@@ -377,8 +382,9 @@ def _conjugate_gradients(covariance: Callable[[Tensor], Tensor], gap: Tensor, ma
         step = torch.where((curvature > 0.0) & (size > enough), size / curvature, 0.0)
         w, residual = w + step * search, residual - step * image
         before, size = size, product(residual, residual)
+        best, least = torch.where(size < least, w, best), torch.minimum(size, least)
         search = residual + torch.where(before > 0.0, size / before, 0.0) * search
-    return w
+    return best
 
 
 def _method(method: str | Method) -> Method:

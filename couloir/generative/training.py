@@ -142,6 +142,7 @@ def train(
     weights: Array | None = None,
     context: Sequence[Tensor] = (),
     gap: int = 0,
+    settings: Any = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -154,6 +155,7 @@ def train(
     weights : (n_rows,) non-negative weights of the rows, e.g. of a reweighted union; None counts every row once.
     context : tensors that every batch gets whole, after its rows, such as the frames that rows point into.
     gap : rows next to held-out ones that are not trained on, because they overlap with them.
+    settings : what else a resumed training must agree on, such as the noise schedule of the loss; plain data.
     checkpoint : folder for a resumable state; a call with the same data, plan and seed continues from it.
     progress : called as ``progress(step, training_loss, held_out_loss)`` at every evaluation.
 
@@ -165,7 +167,7 @@ def train(
     plan = plan or TrainingPlan()
     probabilities = _checked(data, weights, plan.validation_fraction)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if plan.device == "auto" else plan.device)
-    fingerprint = _fingerprint(network, [*data, *context], probabilities, plan, seed)
+    fingerprint = _fingerprint(network, [*data, *context], probabilities, plan, seed, settings)
     parts = [d.to(device) for d in data], [c.to(device) for c in context]
     run = _Run(network.to(device), loss, parts, probabilities, gap, plan, seed, device)
     file = None if checkpoint is None else Path(checkpoint) / _FILE
@@ -269,7 +271,8 @@ class _Run:
         """Return the held-out loss of the averaged parameters, with the same noise at every evaluation."""
         generator = self.generator("held-out")
         total, size = 0.0, 4096 if not self.context else self.plan.batch_size
-        repeats = max(1, 2000 // len(self.held))  # few rows: average over more noise, or the comparison is about noise
+        # Few rows: average over more noise, or the comparison is about noise.  Rows that point into frames stand for many numbers.
+        repeats = max(1, (200 if self.context else 2000) // len(self.held))
         for _ in range(repeats):
             for rows, share in zip(torch.split(self.held, size), torch.split(self.held_weights, size), strict=True):
                 with self.autocast():
@@ -293,7 +296,8 @@ class _Run:
     def restore(self, tensors: dict[str, Tensor], note: dict[str, Any], fingerprint: str, file: Path) -> None:
         if note.get("fingerprint") != fingerprint:
             raise ModelError(
-                f"{file} belongs to a training with other data, network, plan or seed", "name another checkpoint folder, or delete this one"
+                f"{file} belongs to a training with other data, network, plan, seed or settings",
+                "name another checkpoint folder, or delete this one",
             )
         part: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "best": {}}
         state: dict[int, dict[str, Tensor]] = {}
@@ -314,13 +318,16 @@ class _Run:
 
 
 def split_blocks(n_rows: int, fraction: float, n_blocks: int = 10, gap: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return training and held-out rows: the end of each of ``n_blocks`` equal stretches is held out.
+    """Return training and held-out rows: the end of each of at most ``n_blocks`` equal stretches is held out.
 
     Neighbouring frames of a simulation are nearly copies; rows held out at random would measure memory, not learning.
     Rows closer than ``gap`` to a held-out one are neither.  With fewer than 50 rows, or stretches of which less than half
     would be left, nothing is held out.
     """
     rows = np.arange(n_rows)
+    # Every block costs two gaps: fewer blocks leave more to train on, one being the least.
+    if gap:
+        n_blocks = max(1, min(n_blocks, int((0.5 - fraction) * n_rows / (2 * gap))))
     if fraction == 0 or n_rows < 50 or (1 - fraction) * n_rows / n_blocks - 2 * gap < 0.5 * n_rows / n_blocks:
         return rows, rows[:0]
     blocks = [part[len(part) - max(1, round(fraction * len(part))) :] for part in np.array_split(rows, n_blocks)]
@@ -351,11 +358,11 @@ def _checked(data: Sequence[Tensor], weights: Array | None, held_out: float) -> 
     return np.asarray(values / values.sum())
 
 
-def _fingerprint(network: nn.Module, data: Sequence[Tensor], probabilities: Array, plan: TrainingPlan, seed: int) -> str:
+def _fingerprint(network: nn.Module, data: Sequence[Tensor], probabilities: Array, plan: TrainingPlan, seed: int, settings: Any) -> str:
     # The limits on patience and time may change on resuming: they decide when to stop, not what a step does.
     fixed = asdict(replace(plan, patience=None, max_minutes=None))
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    digest = hashlib.sha256(json.dumps([fixed, seed, shapes], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([fixed, seed, shapes, settings], sort_keys=True).encode())
     for tensor in data:
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     digest.update(probabilities.tobytes())

@@ -139,7 +139,8 @@ def reactive_seeds(
     stride : time between the frames of a shot; default the model's.
     require_gates : shoot only from generated paths that passed every gate.
     rebuild : turns generated frames (m, n_kept, 3) into states the engine can start from (None where it cannot); default
-        the frames as they are for toys, on their constraints for molecules of which the model generates every atom.
+        the frames as they are for toys, on their constraints for molecules of which the model generates every atom, and
+        :func:`couloir.sampling.rebuild.rebuild` from a structure of A or B where it generates some.
     inpainting : further settings of ``model.inpaint``, such as ``n_calls``.
 
     Raises
@@ -165,7 +166,7 @@ def reactive_seeds(
     finite = np.array(np.isfinite(generated).all(axis=(1, 2, 3)), dtype=bool)
     usable = finite if scores is None or not require_gates else scores.passed_all
     stretches = [ends.between(path) if ok else np.zeros(0, dtype=np.int64) for path, ok in zip(generated, usable, strict=True)]
-    hunt = _Hunt(engine, region_a, region_b, generated, stretches, rebuild or _rebuilder(engine, ends.atoms))
+    hunt = _Hunt(engine, region_a, region_b, generated, stretches, rebuild or _rebuilder(engine, ends))
     hunt.counts |= {"generated": len(generated), "network calls": _network_calls(model, len(generated), settings)}
     if scores is not None:
         hunt.counts["passed every gate"] = int(scores.passed_all.sum())
@@ -197,6 +198,7 @@ class _Ends:
         kept = getattr(getattr(model, "representation", None), "atoms", None)
         self.n_atoms = len(engine.masses)
         self.atoms: IntArray | None = None if kept is None or len(kept) == self.n_atoms else np.asarray(kept, dtype=np.int64)
+        self.reference: State | None = None
 
     def whole(self, frames: Array) -> Array:
         """Return frames with every atom of the system, NaN where the model generates none."""
@@ -229,6 +231,8 @@ class _Ends:
             sampled = self._sampled()
             starts_a, starts_b = (sampled if s is None else s for s in (starts_a, starts_b))
         pools = {name: self._inside_only(name, starts) for name, starts in (("A", starts_a), ("B", starts_b))}
+        complete = [frame for pool in pools.values() for frame in pool[np.isfinite(pool).all(axis=(1, 2))][:1]]
+        self.reference = State(complete[0]) if complete else None
         picks = {name: stream(self.seed, "ends", name).integers(len(pool), size=n) for name, pool in pools.items()}
         first, last = pools["A"][picks["A"]], pools["B"][picks["B"]]
         # only the ends are imposed; the straight line between them merely fills the array
@@ -357,15 +361,20 @@ def _as_they_are(frames: Array) -> list[State | None]:
     return [State(frame) for frame in frames]
 
 
-def _rebuilder(engine: Engine, atoms: IntArray | None) -> Rebuild:
+def _rebuilder(engine: Engine, ends: _Ends) -> Rebuild:
     """Return how frames become states when the user does not say."""
     if engine.topology is None:
         return _as_they_are
-    if atoms is not None:
-        raise ConfigError(f"the model generates {len(atoms)} of {len(engine.masses)} atoms", "give rebuild=, which adds the others")
+    if ends.atoms is None:
+        # not minimized: that would let the torsions slide down from the barrier
+        return lambda frames: [_constrained(engine, State(frame)) for frame in frames]
+    if ends.reference is None:
+        fix = "give data, starts_a or starts_b with all atoms, or rebuild="
+        raise ConfigError(f"the model generates {len(ends.atoms)} of {ends.n_atoms} atoms, and no structure shows where the others go", fix)
+    from couloir.sampling.rebuild import rebuild
 
-    # not minimized: that would let the torsions slide down from the barrier
-    return lambda frames: [_constrained(engine, State(frame)) for frame in frames]
+    atoms, reference, seed = ends.atoms, ends.reference, integer_seed(ends.seed, "rebuild")
+    return lambda frames: list(rebuild(engine, engine.topology, frames, atoms, reference=reference, seed=seed).states)  # type: ignore[arg-type]
 
 
 def _constrained(engine: Engine, state: State) -> State | None:

@@ -7,7 +7,7 @@ import pytest
 
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Dihedral, Distance
-from couloir.errors import ConfigError, DataError, ModelError, SimulationError
+from couloir.errors import DataError, ModelError, SimulationError
 from couloir.sampling import MolecularSystem, OpenMMEngine, ToyEngine, potentials, reactive_seeds, systems, two_way_shots
 from couloir.sampling.shots import time_reversed
 from couloir.streams import stream
@@ -275,8 +275,7 @@ def test_a_model_of_some_atoms_needs_a_rebuild_and_regions_it_can_see():
     assert len(found) >= 1
     assert found.counts["not rebuilt"] >= 1
     assert 0 not in found.generated_paths
-    with pytest.raises(ConfigError, match="rebuild="):
-        reactive_seeds(CarbonRotation(), engine, trans, gauche, 1, **settings)
+    assert len(reactive_seeds(CarbonRotation(), engine, trans, gauche, 1, **settings)) >= 1
     methyl = Dihedral(atoms=(hydrogens[0], *torsion.atoms[:3]), name="methyl")
     with pytest.raises(DataError, match="heavy atoms"):
         reactive_seeds(CarbonRotation(), engine, trans & ((methyl < 0) | (methyl > 0)), gauche, 1, rebuild=rebuild, **settings)

@@ -13,7 +13,7 @@ from torch import Tensor
 from couloir.errors import DataError
 from couloir.generative.representation import Representation, as_frames
 from couloir.trajectory import Array, Trajectory
-from couloir.units import convert
+from couloir.units import positive
 
 _FIT_FRAMES = 200_000
 """Frames that the representation learns its means and scales from, at most."""
@@ -30,7 +30,8 @@ class Snippets:
     conditions : (n_starts, 1) standardized log kT, or None.
     log_kT : mean and standard deviation of log kT over the trajectories, or None.
     representation : fitted.
-    stride : ps between frames.
+    stride : ps between the frames of a snippet.
+    span : frames of the data from the first to the last of a snippet, both counted.
     """
 
     frames: Tensor
@@ -39,10 +40,13 @@ class Snippets:
     log_kT: tuple[float, float] | None
     representation: Representation
     stride: float
+    span: int
 
     @classmethod
-    def of(cls, data: Any, representation: Representation, lengths: tuple[int, int], stride: Any, kT: Sequence[Any] | None) -> Snippets:
-        """Return the snippets of a trajectory, of several, or of arrays of positions.
+    def of(
+        cls, data: Any, representation: Representation, length: int, stride: Any, kT: Sequence[Any] | None, stride_frames: int = 1
+    ) -> Snippets:
+        """Return the snippets of ``length`` frames, ``stride_frames`` apart, of a trajectory, of several, or of arrays of positions.
 
         Raises
         ------
@@ -51,27 +55,29 @@ class Snippets:
         parts = [data] if isinstance(data, Trajectory) or (isinstance(data, np.ndarray) and data.ndim == 3) else list(data)
         if not parts:
             raise DataError("there are no trajectories to learn from")
-        step = _common_stride(parts, stride)
+        if stride_frames < 1:
+            raise DataError(f"stride_frames = {stride_frames} makes no sense", "give 1 to use every frame, 2 for every other, ...")
+        step, span = stride_frames * _common_stride(parts, stride), (length - 1) * stride_frames + 1
         positions = [as_frames(part.positions if isinstance(part, Trajectory) else part) for part in parts]
         for i, frames in enumerate(positions):
-            if len(frames) < lengths[1]:
-                raise DataError(f"trajectory {i} has {len(frames)} frames, a snippet {lengths[1]}", "leave it out, or shorten n_frames")
+            if len(frames) < span:
+                raise DataError(f"trajectory {i} has {len(frames)} frames, a snippet {span}", "leave it out, or shorten n_frames")
         total = sum(len(frames) for frames in positions)
         every = max(1, total // _FIT_FRAMES)
         fitted = representation.fit(np.concatenate([frames[::every] for frames in positions]))
         encoded = [torch.from_numpy(fitted.encode(frames)).float() for frames in positions]
         begins = np.cumsum([0, *(len(frames) for frames in positions[:-1])])
-        starts = [begin + np.arange(len(frames) - lengths[1] + 1) for begin, frames in zip(begins, positions, strict=True)]
+        starts = [begin + np.arange(len(frames) - span + 1) for begin, frames in zip(begins, positions, strict=True)]
         conditions, log_kT = None, None
         if kT is not None:
             log_kT, values = _temperatures(kT, len(parts))
             conditions = torch.cat([torch.full((len(s), 1), v) for s, v in zip(starts, values, strict=True)])
-        return cls(torch.cat(encoded), torch.from_numpy(np.concatenate(starts)), conditions, log_kT, fitted, step)
+        return cls(torch.cat(encoded), torch.from_numpy(np.concatenate(starts)), conditions, log_kT, fitted, step, span)
 
 
 def _common_stride(parts: Sequence[Trajectory | Array], stride: Any) -> float:
     given = {round(part.stride, 9) for part in parts if isinstance(part, Trajectory)}
-    given |= set() if stride is None else {round(convert(stride, "ps", "stride"), 9)}
+    given |= set() if stride is None else {round(positive(stride, "ps", "stride"), 9)}
     if len(given) != 1:
         what = "no stride is known" if not given else f"strides differ: {', '.join(f'{s:g}' for s in sorted(given))} ps"
         raise DataError(what, "give trajectories with frames equally far apart, or arrays and their stride")
@@ -80,7 +86,7 @@ def _common_stride(parts: Sequence[Trajectory | Array], stride: Any) -> float:
 
 def _temperatures(kT: Sequence[Any], n: int) -> tuple[tuple[float, float], list[float]]:
     """Return mean and spread of log kT, and the standardized value of each trajectory."""
-    values = np.log([convert(value, "kJ/mol", "kT") for value in kT])
+    values = np.log([positive(value, "kJ/mol", "kT") for value in ([kT] if np.ndim(kT) == 0 else kT)])
     if len(values) != n:
         raise DataError(f"{len(values)} temperatures for {n} trajectories", "give one kT per trajectory")
     if np.ptp(values) < 1e-6:

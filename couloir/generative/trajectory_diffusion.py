@@ -11,7 +11,8 @@ Mixed lengths need no filling: all snippets of one batch have one length, drawn 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +20,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from couloir.errors import DataError, ModelError
+from couloir.errors import ConfigError, DataError, ModelError, nearest
 from couloir.generative import conditioning, solvers
 from couloir.generative.checkpoint import load_model, save_model
 from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet, snippet_loss
-from couloir.generative.representation import Representation, representation_from
+from couloir.generative.representation import BoolArray, Representation, representation_from
 from couloir.generative.schedule import EDM, NoiseSchedule, VPLinear, schedule_from_dict
 from couloir.generative.snippets import Snippets
 from couloir.generative.training import Progress, TrainingPlan, TrainingResult, train
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
-from couloir.units import convert
+from couloir.units import positive
 
 if TYPE_CHECKING:
     import mdtraj
 
 DEFAULT_PLAN = TrainingPlan(
-    steps=6000, batch_size=128, learning_rate=1e-3, ema_decay=0.999, held_out_rows=512, validation_fraction=0.05, patience=None
-)
-"""Better in less time than the paper's: preconditioned targets of size one, a warm-up and a cosine, one average."""
+    steps=6000, batch_size=128, learning_rate=1e-3, ema_decay=0.999, held_out_rows=512, validation_fraction=0.05, patience=None,
+    precision="float32",
+)  # fmt: skip
+"""Better in less time than the paper's: preconditioned targets of size one, a warm-up and a cosine, one average.
+
+Single precision, because rounding x = x_0 + s eps to bfloat16 adds a third of the noise at the smallest s, 0.005.
+"""
 PAPER_PLAN = TrainingPlan(
     steps=100_000, batch_size=512, learning_rate=1e-4, warmup=0.0, decay="step", ema_decay=0.9975, ema_every=10,
-    held_out_rows=512, validation_fraction=0.05, patience=None,
+    held_out_rows=512, validation_fraction=0.05, patience=None, precision="float32",
 )  # fmt: skip
 """Adam at 1e-4, then 1e-6; average of decay 0.9975 every 10 steps; batches of 512 (Petersen, Roig & Covino 2023)."""
 _KIND, _VERSION = "TrajectoryDiffusion", 1
@@ -64,6 +69,7 @@ class TrajectoryDiffusion:
     Raises
     ------
     DataError : a snippet has fewer than two frames.
+    ConfigError : the network has no such parameter.
     """
 
     def __init__(
@@ -82,9 +88,13 @@ class TrajectoryDiffusion:
             from couloir.generative.heavy_atoms import HeavyAtoms
 
             self.representation = HeavyAtoms(system)
-        self.lengths = (n_frames, n_frames) if isinstance(n_frames, int) else (int(n_frames[0]), int(n_frames[1]))
+        low, high = (n_frames, n_frames) if np.ndim(n_frames) == 0 else n_frames  # type: ignore[misc]
+        self.lengths = int(low), int(high)
         if not 2 <= self.lengths[0] <= self.lengths[1]:
             raise DataError(f"snippets of {n_frames} frames", "give a number of at least 2, or (shortest, longest)")
+        known = set(inspect.signature(TemporalUNet).parameters) - {"n_coordinates", "n_conditions"}
+        for name in sorted(network.keys() - known):
+            raise ConfigError(f"TrajectoryDiffusion has no parameter {name!r}{nearest(name, known)}")
         self.temperature_conditioned, self.drop, self.network = temperature_conditioned, drop, network
         # The slowest mode of a snippet of L frames has up to sqrt(L) times the amplitude of one frame, and noise must drown it;
         # the step between frames, often a tenth of the spread, must rise above the last noise.
@@ -105,6 +115,7 @@ class TrajectoryDiffusion:
         seed: int,
         stride: Any = None,
         kT: Sequence[Any] | None = None,
+        stride_frames: int = 1,
         plan: TrainingPlan | None = None,
         checkpoint: str | Path | None = None,
         progress: Progress | None = None,
@@ -115,32 +126,37 @@ class TrajectoryDiffusion:
         ----------
         data : a trajectory or several, or arrays of positions (n_frames, n_atoms, n_dim) that are ``stride`` apart.
         kT : kJ/mol, of each trajectory, when the model is conditioned on temperature.
+        stride_frames : frames of a snippet are this many frames of the data apart.
         plan : default ``DEFAULT_PLAN``.
         checkpoint : folder from which an interrupted training with the same data and seed continues.
         progress : called as ``progress(step, training_loss, held_out_loss)``.
 
         Raises
         ------
-        DataError : trajectories too short for a snippet, with different strides, damaged, or without their temperatures.
+        DataError : trajectories too short for a snippet, with different strides, damaged, or without their temperatures; or
+            temperatures for a model that is not conditioned on them.
         ModelError : the loss is not finite, or the checkpoint belongs to another training.
         """
-        cut = Snippets.of(data, self.representation, self.lengths, stride, kT if self.temperature_conditioned else None)
         if self.temperature_conditioned and kT is None:
             raise DataError("the model is conditioned on temperature, but kT is missing", "give kT=[...], one per trajectory")
+        if kT is not None and not self.temperature_conditioned:
+            raise DataError("kT is given to a model that does not learn it", "use TrajectoryDiffusion(..., temperature_conditioned=True)")
+        cut = Snippets.of(data, self.representation, self.lengths[1], stride, kT, stride_frames)
         network = {"n_conditions": 1 if self.temperature_conditioned else 0, **self.network}
         model = FittedTrajectoryDiffusion(cut.representation, self.schedule, self.lengths, cut.stride, cut.log_kT, network, seed)
-        lengths, drop = self.lengths, self.drop
+        low, high = self.lengths
 
         def loss(network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
             assert isinstance(network, TemporalUNet)
             start, condition, frames = batch[0], batch[1] if len(batch) > 2 else None, batch[-1]
-            length = lengths[0] + int(torch.randint(lengths[1] - lengths[0] + 1, (), generator=generator, device=frames.device))
-            x = frames[start[:, None] + torch.arange(length, device=start.device)]
-            return snippet_loss(network, self.schedule, x, condition, drop, generator)
+            length = int(torch.randint(low, high + 1, (), generator=generator, device=frames.device))
+            x = frames[start[:, None] + stride_frames * torch.arange(length, device=start.device)]
+            return snippet_loss(network, self.schedule, x, condition, self.drop, generator)
 
         rows = (cut.starts,) if cut.conditions is None else (cut.starts, cut.conditions)
         model.history = train(
-            model.network, loss, rows, plan or DEFAULT_PLAN, seed=integer_seed(seed, "fit"), context=(cut.frames,), gap=lengths[1],
+            model.network, loss, rows, plan or DEFAULT_PLAN, seed=integer_seed(seed, "fit"), context=(cut.frames,), gap=cut.span,
+            settings=[self.schedule.to_dict(), model.network.to_dict(), self.lengths, stride_frames, self.drop],
             checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
         return model
@@ -161,8 +177,7 @@ class FittedTrajectoryDiffusion:
     Attributes
     ----------
     representation, schedule, network : the parts.
-    n_frames : the longest snippet it was trained on.
-    lengths : the shortest and the longest.
+    lengths : frames of the shortest and of the longest snippet it was trained on.
     stride : time between frames, ps.
     log_kT : mean and standard deviation of the logarithm of kT over the training data; None without temperatures.
     history : what the training did; None for a loaded model.
@@ -175,7 +190,7 @@ class FittedTrajectoryDiffusion:
         lengths: tuple[int, int],
         stride: float,
         log_kT: tuple[float, float] | None,
-        network: dict[str, Any],
+        network: Mapping[str, Any],
         seed: int = 0,
     ) -> None:
         if np.any(representation.circular):
@@ -189,6 +204,7 @@ class FittedTrajectoryDiffusion:
 
     @property
     def n_frames(self) -> int:
+        """Frames of the longest snippet it was trained on."""
         return self.lengths[1]
 
     def sample(
@@ -201,6 +217,10 @@ class FittedTrajectoryDiffusion:
         n_frames : of each snippet; default the longest trained on.  Longer ones than that: :meth:`sample_long`.
         kT : kJ/mol, of a model conditioned on temperature.
         solver, n_calls : how the reverse process is solved and how many network calls it may take.
+
+        Raises
+        ------
+        DataError : no snippet or frame is asked for, or kT does not fit the model.
         """
 
         def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -208,10 +228,12 @@ class FittedTrajectoryDiffusion:
                 self.denoiser, self.schedule, noise, solver=solver, n_calls=n_calls, condition=condition, generator=generator
             )
 
-        return self._decode(self._batched(n, n_frames or self.n_frames, kT, integer_seed(seed, "sample"), some))
+        return self._decode(self._batched(n, self.n_frames if n_frames is None else n_frames, kT, integer_seed(seed, "sample"), some))
 
     def inpaint(self, known: Array, mask: Any, n: int | None = None, *, kT: Any = None, seed: int, **settings: Any) -> Array:
-        """Return snippets in which the frames ``mask`` are those of ``known``.
+        """Return snippets in which the frames ``mask`` are those of ``known``, up to the rounding of float64.
+
+        A molecule comes back as its representation lays it in space, imposed frames too.
 
         Parameters
         ----------
@@ -224,16 +246,12 @@ class FittedTrajectoryDiffusion:
         ------
         DataError : shapes do not fit, or no frame, or every frame, is imposed.
         """
-        given, imposed = np.asarray(known, dtype=np.float64), np.asarray(mask, dtype=bool)
-        given = np.repeat(given[None], n or 1, axis=0) if given.ndim == 3 else given
-        if given.ndim != 4 or imposed.shape != given.shape[1:2] or (n is not None and n != len(given)):
-            raise DataError(
-                f"known frames have shape {np.shape(known)}, the mask {imposed.shape}", "give (frames, n_atoms, n_dim) and (frames,)"
-            )
+        given, imposed = _copies(known, n), _frame_mask(mask, known)
         if not 0 < imposed.sum() < len(imposed):
             raise DataError(f"{imposed.sum()} of {len(imposed)} frames are imposed", "impose some frames, and leave some to be generated")
         x = torch.zeros(*given.shape[:2], self.representation.dimension)
-        x[:, torch.from_numpy(imposed)] = self._encode(given[:, imposed])
+        exact = self._encode(given[:, imposed])
+        x[:, torch.from_numpy(imposed)] = exact.float()
         where = torch.from_numpy(imposed)[:, None]
 
         def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator, known: Tensor) -> Tensor:
@@ -241,25 +259,40 @@ class FittedTrajectoryDiffusion:
                 self.denoiser, self.schedule, noise, known, where, condition=condition, generator=generator, **settings
             )
 
-        return self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x))
+        out = self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x))
+        out[:, imposed] = self._decode(exact)  # the network computes in float32; what was given was not
+        return out
 
-    def vary(self, path: Array, level: float, n: int | None = None, *, kT: Any = None, seed: int, **settings: Any) -> Array:
+    def vary(
+        self, path: Array, level: float, n: int | None = None, *, mask: Any = None, kT: Any = None, seed: int, **settings: Any
+    ) -> Array:
         """Return variations of a trajectory: noised to the noise-to-signal ratio ``level`` and denoised from there.
 
         Parameters
         ----------
         path : (frames, n_atoms, n_dim), of which ``n`` variations are made, or (n, frames, n_atoms, n_dim).
         level : 0 returns the path; features smaller than this, in units of the spread of the data, are drawn anew.
-        settings : ``n_calls``, ``solver`` of :func:`couloir.generative.conditioning.vary`.
+        mask : (frames,) True at frames that are kept, or None.
+        settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.vary`.
+
+        Raises
+        ------
+        DataError : shapes do not fit.
+        ConfigError : the level is negative, or beyond the largest noise of the schedule.
         """
-        given = np.asarray(path, dtype=np.float64)
-        given = np.repeat(given[None], n or 1, axis=0) if given.ndim == 3 else given
-        x = self._encode(given)
+        kept = None if mask is None else _frame_mask(mask, path)
+        exact = self._encode(_copies(path, n))
+        where = None if kept is None else torch.from_numpy(kept)[:, None]
 
         def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator, path: Tensor) -> Tensor:
-            return conditioning.vary(self.denoiser, self.schedule, path, level, condition=condition, generator=generator, **settings)
+            return conditioning.vary(
+                self.denoiser, self.schedule, path, level, mask=where, condition=condition, generator=generator, **settings
+            )
 
-        return self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "vary"), some, x))
+        out = self._decode(self._batched(len(exact), exact.shape[1], kT, integer_seed(seed, "vary"), some, exact.float()))
+        if kept is not None:
+            out[:, kept] = self._decode(exact[:, torch.from_numpy(kept)])
+        return out
 
     def sample_long(self, n: int, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, **settings: Any) -> Array:
         """Return trajectories of any number of frames, made of overlapping snippets.
@@ -269,7 +302,7 @@ class FittedTrajectoryDiffusion:
         overlap : frames of each snippet that are imposed from the last one; default a quarter of a snippet.
         settings : of :func:`couloir.generative.conditioning.generate_long`.
         """
-        shared = overlap or max(1, self.n_frames // 4)
+        shared = max(1, self.n_frames // 4) if overlap is None else overlap
 
         def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
             return conditioning.generate_long(
@@ -280,6 +313,8 @@ class FittedTrajectoryDiffusion:
 
     def _batched(self, n: int, n_frames: int, kT: Any, seed: int, draw: Any, *given: Tensor) -> Tensor:
         """Return draw(noise, condition, generator, *given) for ``n`` snippets, some at a time."""
+        if n < 1 or n_frames < 1:
+            raise DataError(f"{n} snippets of {n_frames} frames were asked for", "ask for at least one of each")
         condition = self._condition(kT)
         generator = torch.Generator().manual_seed(seed)
         size, parts = max(1, _FRAMES_AT_ONCE // n_frames), []
@@ -299,11 +334,12 @@ class FittedTrajectoryDiffusion:
         if kT is None:
             raise DataError("this model is conditioned on temperature, but kT is missing", "give kT in kJ/mol")
         mean, spread = self.log_kT
-        return (float(np.log(convert(kT, "kJ/mol", "kT"))) - mean) / spread
+        return (float(np.log(positive(kT, "kJ/mol", "kT"))) - mean) / spread
 
     def _encode(self, frames: Array) -> Tensor:
+        """Return x (n, frames, dimension), float64."""
         x = self.representation.encode(frames.reshape(-1, *frames.shape[-2:]))
-        return torch.from_numpy(x).float().reshape(*frames.shape[:-2], -1)
+        return torch.from_numpy(x).reshape(*frames.shape[:-2], -1)
 
     def _decode(self, x: Tensor) -> Array:
         positions = self.representation.decode(x.reshape(-1, x.shape[-1]).double().numpy())
@@ -339,3 +375,26 @@ class FittedTrajectoryDiffusion:
         given = "" if self.log_kT is None else " given kT"
         lines = [f"TrajectoryDiffusion{given}: snippets of {frames} frames, {self.stride:g} ps apart; {self.network}"]
         return "\n".join(lines if self.history is None else [*lines, f"  {self.history}"])
+
+
+def _copies(frames: Array, n: int | None) -> Array:
+    """Return (n, frames, n_atoms, n_dim) of one snippet, repeated, or of ``n`` snippets."""
+    given = np.asarray(frames, dtype=np.float64)
+    if given.ndim == 3:
+        return np.repeat(given[None], 1 if n is None else n, axis=0)
+    if given.ndim != 4 or n not in (None, len(given)):
+        raise DataError(
+            f"known frames have shape {given.shape}" + (f" for {n} snippets" if n is not None else ""),
+            "give (frames, n_atoms, n_dim) for all, or (n, frames, n_atoms, n_dim)",
+        )
+    return given
+
+
+def _frame_mask(mask: Any, frames: Array) -> BoolArray:
+    """Return the mask (frames,) of the frames of (..., frames, n_atoms, n_dim)."""
+    chosen, shape = np.asarray(mask), np.shape(frames)
+    if chosen.dtype != bool or chosen.shape != shape[-3:-2]:
+        raise DataError(
+            f"known frames have shape {shape}, the mask is {chosen.dtype} {chosen.shape}", "give a boolean for each frame: (frames,)"
+        )
+    return chosen

@@ -321,14 +321,13 @@ def split_blocks(n_rows: int, fraction: float, n_blocks: int = 10, gap: int = 0)
     """Return training and held-out rows: the end of each of at most ``n_blocks`` equal stretches is held out.
 
     Neighbouring frames of a simulation are nearly copies; rows held out at random would measure memory, not learning.
-    Rows closer than ``gap`` to a held-out one are neither.  With fewer than 50 rows, or stretches of which less than half
-    would be left, nothing is held out.
+    Rows closer than ``gap`` to a held-out one are neither.  With fewer than 50 rows, or when less than half of them would
+    be left, nothing is held out.
     """
     rows = np.arange(n_rows)
-    # Every block costs two gaps: fewer blocks leave more to train on, one being the least.
-    if gap:
-        n_blocks = max(1, min(n_blocks, int((0.5 - fraction) * n_rows / (2 * gap))))
-    if fraction == 0 or n_rows < 50 or (1 - fraction) * n_rows / n_blocks - 2 * gap < 0.5 * n_rows / n_blocks:
+    if gap:  # every block costs two gaps, so take no more blocks than leave half of the rows to train on
+        n_blocks = min(n_blocks, int((0.5 - fraction) * n_rows / (2 * gap)))
+    if fraction == 0 or n_rows < 50 or n_blocks < 1:
         return rows, rows[:0]
     blocks = [part[len(part) - max(1, round(fraction * len(part))) :] for part in np.array_split(rows, n_blocks)]
     kept = np.ones(n_rows, dtype=bool)
@@ -362,7 +361,8 @@ def _fingerprint(network: nn.Module, data: Sequence[Tensor], probabilities: Arra
     # The limits on patience and time may change on resuming: they decide when to stop, not what a step does.
     fixed = asdict(replace(plan, patience=None, max_minutes=None))
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    digest = hashlib.sha256(json.dumps([fixed, seed, shapes, settings], sort_keys=True).encode())
+    described = [fixed, seed, shapes] if settings is None else [fixed, seed, shapes, settings]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for tensor in data:
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     digest.update(probabilities.tobytes())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class TrajectoryDiffusion:
             from couloir.generative.heavy_atoms import HeavyAtoms
 
             self.representation = HeavyAtoms(system)
-        low, high = (n_frames, n_frames) if np.ndim(n_frames) == 0 else n_frames  # type: ignore[misc]
+        low, high = (n_frames, n_frames) if isinstance(n_frames, SupportsIndex) else n_frames
         self.lengths = int(low), int(high)
         if not 2 <= self.lengths[0] <= self.lengths[1]:
             raise DataError(f"snippets of {n_frames} frames", "give a number of at least 2, or (shortest, longest)")

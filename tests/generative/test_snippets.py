@@ -1,0 +1,143 @@
+"""Where snippets may be cut, which of them are held out, and what a training refuses to learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from couloir.errors import ConfigError, DataError, ModelError
+from couloir.generative import EDM, TrainingPlan, TrajectoryDiffusion, Vector
+from couloir.generative.snippets import Snippets
+from couloir.generative.training import split_blocks
+from couloir.generative.trajectory_diffusion import DEFAULT_PLAN, PAPER_PLAN, FittedTrajectoryDiffusion
+from couloir.trajectory import Trajectory
+
+TINY: dict[str, Any] = {"base_channels": 8, "head": "plain", "attention": False}
+PLAN = TrainingPlan(steps=4, batch_size=8, evaluations=2, patience=None)
+
+
+def noise(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 1, 2)) * [0.1, 3.0] + [7.0, -1.0]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FittedTrajectoryDiffusion:
+    return TrajectoryDiffusion(Vector(), 8, **TINY).fit([noise(200)], seed=1, stride=0.1, plan=PLAN)
+
+
+@pytest.mark.parametrize("n_rows", [700, 2000, 20_000])
+@pytest.mark.parametrize("span", [8, 64])
+def test_held_out_snippets_share_no_frame_with_training_ones(n_rows: int, span: int) -> None:
+    kept, held = split_blocks(n_rows, 0.05, gap=span)
+    assert 0.03 * n_rows < len(held) < 0.07 * n_rows
+    assert len(kept) >= 0.5 * n_rows
+    frames = np.zeros(n_rows + span - 1, dtype=bool)
+    for row in held:
+        frames[row : row + span] = True
+    assert not any(frames[row : row + span].any() for row in kept)
+
+
+def test_nothing_is_held_out_when_gaps_would_leave_too_little() -> None:
+    kept, held = split_blocks(200, 0.05, gap=64)
+    assert (len(kept), len(held)) == (200, 0)
+
+
+def test_every_other_frame_makes_snippets_of_twice_the_duration() -> None:
+    data = [np.arange(n, dtype=float)[:, None, None] + 1000.0 * i for i, n in enumerate((9, 30))]
+    cut = Snippets.of(data, Vector(), 5, 0.5, None, stride_frames=2)
+    assert (cut.stride, cut.span) == (1.0, 9)
+    assert len(cut.starts) == 1 + 22
+    pieces = cut.frames[cut.starts[:, None] + 2 * torch.arange(5)]
+    values = cut.representation.decode(pieces.reshape(-1, 1).numpy())[:, 0, 0].reshape(-1, 5)
+    np.testing.assert_allclose(np.diff(values, axis=1), 2.0, atol=1e-3)
+    model = TrajectoryDiffusion(Vector(), 5, **TINY).fit(data, seed=0, stride=0.5, stride_frames=2, plan=PLAN)
+    assert model.stride == 1.0
+
+
+def test_trajectories_bring_their_stride_and_need_not_be_equally_long() -> None:
+    parts = [Trajectory(noise(n, n), 0.25) for n in (40, 60)]
+    assert TrajectoryDiffusion(Vector(), 8, **TINY).fit(parts, seed=0, plan=PLAN).stride == 0.25
+    assert TrajectoryDiffusion(Vector(), 8, **TINY).fit(parts[0], seed=0, plan=PLAN).sample(2, n_frames=5, seed=0).shape == (2, 5, 1, 2)
+
+
+def test_imposed_and_kept_frames_come_back_to_double_precision(tiny: FittedTrajectoryDiffusion) -> None:
+    path, mask = noise(8, 5), np.arange(8) % 3 == 0
+    for out in (tiny.inpaint(path, mask, 3, seed=1), tiny.vary(path, 1.0, 3, mask=mask, seed=1)):
+        assert out.shape == (3, 8, 1, 2)
+        np.testing.assert_allclose(out[:, mask], np.repeat(path[None, mask], 3, axis=0), rtol=1e-13)
+        assert (np.abs(out[:, ~mask] - path[~mask]) > 1e-6).all()
+
+
+def test_chunks_only_bound_memory(tiny: FittedTrajectoryDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    forward = tiny.denoiser.forward
+    monkeypatch.setattr(tiny.denoiser, "forward", lambda x, *rest: seen.append(len(x)) or forward(x, *rest))
+    monkeypatch.setattr("couloir.generative.trajectory_diffusion._FRAMES_AT_ONCE", 80)
+    assert tiny.sample(25, seed=1).shape == (25, 8, 1, 2)
+    assert sorted(set(seen)) == [5, 10]
+
+
+def test_a_training_with_another_schedule_or_other_lengths_is_not_continued(tmp_path: Path) -> None:
+    def fit(n_frames: Any, **options: Any) -> None:
+        TrajectoryDiffusion(Vector(), n_frames, **TINY, **options).fit([noise(200)], seed=1, stride=1.0, plan=PLAN, checkpoint=tmp_path)
+
+    fit((4, 8))
+    for n_frames, options in (((5, 8), {}), ((4, 8), {"schedule": EDM()}), ((4, 8), {"norm": "frame"})):
+        with pytest.raises(ModelError, match="settings"):
+            fit(n_frames, **options)
+
+
+def test_plans_of_snippets_do_not_round_the_smallest_noise_away() -> None:
+    # bfloat16 keeps 8 bits: rounding x_0 + s eps adds a third of the noise at s = 0.005.
+    x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    assert float((x.bfloat16().float() - x).std()) / TrajectoryDiffusion(Vector()).schedule.end > 0.3
+    assert DEFAULT_PLAN.precision == PAPER_PLAN.precision == "float32"
+
+
+def conditioned() -> TrajectoryDiffusion:
+    return TrajectoryDiffusion(Vector(), 8, temperature_conditioned=True, **TINY)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrajectoryDiffusion(Vector(), (9, 8)), "snippets of"),
+        (lambda: TrajectoryDiffusion(Vector(), 8).fit([Trajectory(noise(20), s) for s in (1.0, 2.0)], seed=0), "strides differ: 1, 2 ps"),
+        (lambda: TrajectoryDiffusion(Vector(), 8).fit(Trajectory(noise(20), 1.0), seed=0, stride=2.0), "strides differ: 1, 2 ps"),
+        (lambda: TrajectoryDiffusion(Vector(), 8).fit(noise(20), seed=0, stride=1.0, stride_frames=3), "20 frames, a snippet 22"),
+        (lambda: TrajectoryDiffusion(Vector(), 8).fit(noise(20), seed=0, stride=1.0, stride_frames=0), "stride_frames = 0"),
+        (lambda: TrajectoryDiffusion(Vector(), 8).fit(noise(20), seed=0, stride=1.0, kT=[1.0]), "does not learn it"),
+        (lambda: conditioned().fit([noise(20)] * 2, seed=0, stride=1.0, kT=[1.0, -1.0]), "not positive"),
+        (lambda: conditioned().fit([noise(20)] * 2, seed=0, stride=1.0, kT=[1.0, 1.0]), "one temperature"),
+        (lambda: conditioned().fit([noise(20)] * 2, seed=0, stride=1.0, kT=2.5), "1 temperatures for 2 trajectories"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make()
+
+
+def test_a_misspelled_parameter_of_the_network_is_named_before_training() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'base_channels'"):
+        TrajectoryDiffusion(Vector(), 8, base_chanels=32)
+    with pytest.raises(ConfigError, match="n_conditions"):
+        TrajectoryDiffusion(Vector(), 8, n_conditions=2)
+
+
+def test_what_cannot_be_generated_is_refused(tiny: FittedTrajectoryDiffusion) -> None:
+    with pytest.raises(DataError, match="0 snippets"):
+        tiny.sample(0, seed=0)
+    with pytest.raises(DataError, match="0 frames"):
+        tiny.sample(1, n_frames=0, seed=0)
+    with pytest.raises(DataError, match="for 3 snippets"):
+        tiny.vary(np.zeros((2, 8, 1, 2)), 0.5, 3, seed=0)
+    with pytest.raises(DataError, match="a boolean for each frame"):
+        tiny.inpaint(np.zeros((8, 1, 2)), [0, 7], seed=0)
+    with pytest.raises(ConfigError, match="overlap"):
+        tiny.sample_long(1, 20, overlap=0, seed=0)
+    with pytest.raises(ModelError, match="not fitted"):
+        TrajectoryDiffusion(Vector(), 8).sample(1, seed=0)

@@ -39,7 +39,7 @@ class Task:
 
 TASKS = {
     "phi": Task(("phi",), 36, "100 kJ/mol/rad^2", 2, 72, 40.0),
-    "phi, psi": Task(("phi", "psi"), 12, "30 kJ/mol/rad^2", 1, 36, 100.0),
+    "phi, psi": Task(("phi", "psi"), 12, "30 kJ/mol/rad^2", 1, 24, 100.0),
 }
 
 

@@ -79,6 +79,7 @@ def allocate(
     *,
     aim: Literal["mean", "largest"] = "mean",
     least: float = 0.0,
+    growth: float = np.inf,
     bins: Any = None,
     limits: Any = None,
     cells: npt.NDArray[np.bool_] | None = None,
@@ -95,6 +96,8 @@ def allocate(
     along, bins, limits : the surface, as for :func:`couloir.analysis.free_energy_surface`; default the (first two) biased CVs.
     aim : what is to fall: the mean variance of the cells, or the largest.
     least : share of ``time`` that is spread evenly whatever the plan says, 0 ... 1.
+    growth : a window gets, besides its even share, at most so many times what was spent on it: its variance is known from
+        no more than that.
     cells : which cells of the surface count, an array of its shape; default all below 8 kT.
 
     Raises
@@ -121,7 +124,7 @@ def allocate(
     uniform = expected(even)[1]
     rate, extra, best = variance * spent, even, uniform
     for _ in range(_ROUNDS):
-        plan = floor + _fill(rate, spent + floor, (1 - least) * budget)
+        plan = floor + _fill(rate, spent + floor, (1 - least) * budget, growth * spent)
         for trial in (plan, 0.5 * (plan + extra)):
             then = expected(trial)[1]
             if then < best:
@@ -220,8 +223,24 @@ def _time_spent(samples: BiasedSamples) -> Array:
     return out
 
 
-def _fill(rate: Array, spent: Array, budget: float) -> Array:
-    """Return times t >= 0 of sum ``budget`` that make the sum of rate / (spent + t) least."""
+def _fill(rate: Array, spent: Array, budget: float, most: Array | float = np.inf) -> Array:
+    """Return times 0 <= t <= ``most`` that make the sum of rate / (spent + t) least; they sum to ``budget``, or to all of ``most``."""
+    limit, out = np.broadcast_to(most, rate.shape), np.zeros(len(rate))
+    free = np.ones(len(rate), dtype=bool)
+    while free.any() and budget > 0:
+        out[free] = _fill_freely(rate[free], spent[free], budget)
+        full = free & (out > limit)
+        if not full.any():
+            break
+        out[full] = limit[full]
+        budget -= float(limit[full].sum())
+        out[free & ~full] = 0.0
+        free &= ~full
+    return out
+
+
+def _fill_freely(rate: Array, spent: Array, budget: float) -> Array:
+    """Return the same without limits."""
     root = np.sqrt(np.maximum(rate, 1e-300))
     # Windows are extended in the order of their present gain rate / spent², until the next one's is not reached any more.
     order = np.argsort(-root / spent)

@@ -33,6 +33,8 @@ FIRST_STEPS = 20_000
 MOST_STAGES = 64
 _LEAST_SHARE = 0.25
 """Share of every stage that is spread evenly: a window whose slow mode has not shown yet looks better than it is."""
+_GROWTH = 2.0
+"""A window is planned to get at most this many times what was spent on it in one stage."""
 _REPLICAS = 50
 
 
@@ -159,7 +161,7 @@ def _shares(
     if allocation == "uniform" or not counted.any():
         return even
     try:
-        return allocate(samples, time, windows.cvs[:2], aim="largest", least=_LEAST_SHARE, bins=bins, cells=counted).extra
+        return allocate(samples, time, windows.cvs[:2], aim="largest", least=_LEAST_SHARE, growth=_GROWTH, bins=bins, cells=counted).extra
     except DataError:
         # Windows that share no samples yet need time everywhere, or windows between them, which the surface's findings say.
         return even

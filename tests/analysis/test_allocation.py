@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from couloir.analysis import BiasedSamples, free_energy_surface
-from couloir.analysis.allocation import _Response, allocate, window_variances
+from couloir.analysis.allocation import _fill, _Response, allocate, window_variances
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError
@@ -80,11 +80,20 @@ def test_contributions_add_up_to_the_bootstrap_variance() -> None:
 
 
 def test_equal_windows_with_unequal_time_are_levelled() -> None:
-    from couloir.analysis.allocation import _fill
-
     extra = _fill(np.ones(3), np.array([1.0, 2.0, 6.0]), 4.0)
     np.testing.assert_allclose(extra, [2.5, 1.5, 0.0])
     np.testing.assert_allclose(_fill(np.array([4.0, 1.0]), np.array([1.0, 1.0]), 4.0), [3.0, 1.0])
+
+
+def test_no_window_grows_beyond_its_limit() -> None:
+    rate, spent = np.array([100.0, 4.0, 1.0]), np.ones(3)
+    np.testing.assert_allclose(_fill(rate, spent, 4.0, np.full(3, 2.0)), [2.0, 5 / 3, 1 / 3])
+    np.testing.assert_allclose(_fill(rate, spent, 9.0, np.full(3, 2.0)), [2.0, 2.0, 2.0])
+    samples = _samples(np.full(5, 2000), seed=1)
+    plan = allocate(samples, 8000.0, "x", least=0.25, growth=1.0, bins=20, limits=LIMITS)
+    assert plan.extra.sum() == pytest.approx(8000.0)
+    assert plan.extra.max() <= 2000 + 0.25 * 8000 / 5 + 1e-6
+    assert plan.extra[SLOW] == pytest.approx(plan.extra.max())
 
 
 def test_what_time_cannot_cure_is_refused() -> None:

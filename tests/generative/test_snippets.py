@@ -12,6 +12,7 @@ import torch
 from couloir.errors import ConfigError, DataError, ModelError
 from couloir.generative import EDM, TrainingPlan, TrajectoryDiffusion, Vector
 from couloir.generative.snippets import Snippets
+from couloir.generative.solvers import sample
 from couloir.generative.training import split_blocks
 from couloir.generative.trajectory_diffusion import DEFAULT_PLAN, PAPER_PLAN, FittedTrajectoryDiffusion
 from couloir.trajectory import Trajectory
@@ -89,6 +90,19 @@ def test_a_training_with_another_schedule_or_other_lengths_is_not_continued(tmp_
     for n_frames, options in (((5, 8), {}), ((4, 8), {"schedule": EDM()}), ((4, 8), {"norm": "frame"})):
         with pytest.raises(ModelError, match="settings"):
             fit(n_frames, **options)
+
+
+@pytest.mark.parametrize(("n_frames", "memory"), [(16, 0.8), (64, 0.8), (64, 0.98)])
+def test_twenty_calls_solve_every_mode_of_a_gaussian_process_under_the_default_schedule(n_frames: int, memory: float) -> None:
+    schedule, k = TrajectoryDiffusion(Vector(), n_frames).schedule, np.arange(n_frames)
+    variances = torch.from_numpy(np.linalg.eigvalsh(memory ** np.abs(np.subtract.outer(k, k))))
+
+    def denoise(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+        return x * (variances / (variances + t[:, None] ** 2))
+
+    # The flow is linear and keeps modes apart, so one state of size prior_std gives all variances, without noise.
+    out = sample(denoise, schedule, torch.full((1, n_frames), schedule.prior_std(), dtype=torch.float64), n_calls=20)[0]
+    np.testing.assert_allclose(out**2 / variances, 1.0, atol=0.035)
 
 
 def test_plans_of_snippets_do_not_round_the_smallest_noise_away() -> None:

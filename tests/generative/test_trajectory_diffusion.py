@@ -16,8 +16,8 @@ from couloir.generative.trajectory_diffusion import PAPER_PLAN, FittedTrajectory
 
 FORGET = 0.8
 """Correlation of neighbouring frames."""
-SMALL: dict[str, Any] = {"base_channels": 16, "head": "plain", "attention": False}
-QUICK = TrainingPlan(steps=600, batch_size=64, learning_rate=4e-3, ema_decay=0.98, patience=None, evaluations=2, held_out_rows=64)
+SMALL: dict[str, Any] = {"base_channels": 16, "multipliers": (1,), "head": "plain", "attention": False}
+QUICK = TrainingPlan(steps=400, batch_size=32, learning_rate=5e-3, ema_decay=0.98, patience=None, evaluations=2, held_out_rows=64)
 
 
 def process(n: int, seed: int, kT: float = 1.0, d: int = 1) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_snippets_of_a_gaussian_process_have_its_mean_variance_and_memory(model:
     x = model.sample(4000, seed=2)
     assert x.shape == (4000, 16, 1, 1)
     y = x[:, :, 0, 0] - 3.0
-    # 4000 independent snippets: standard errors are below 0.02; the rest is what 300 steps of training leave.
+    # 4000 independent snippets: standard errors are below 0.02; the rest is what 400 steps of training leave.
     assert abs(y.mean()) < 0.1
     assert y.var() == pytest.approx(1.0, abs=0.12)
     for lag in (1, 2, 4, 8):
@@ -51,14 +51,14 @@ def test_snippets_of_a_gaussian_process_have_its_mean_variance_and_memory(model:
 def test_imposed_frames_come_back_and_the_rest_is_the_bridge_between_them(model: FittedTrajectoryDiffusion) -> None:
     known, mask = np.zeros((16, 1, 1)), np.zeros(16, dtype=bool)
     known[0], known[-1], mask[[0, -1]] = 3.0 + 1.5, 3.0 - 1.5, True
-    x = model.inpaint(known, mask, 1500, seed=3)[:, :, 0, 0] - 3.0
+    x = model.inpaint(known, mask, 800, seed=3)[:, :, 0, 0] - 3.0
     np.testing.assert_allclose(x[:, 0], 1.5, atol=1e-5)
     np.testing.assert_allclose(x[:, -1], -1.5, atol=1e-5)
     lags = np.abs(np.subtract.outer(np.arange(16), np.arange(16)))
     c = FORGET ** lags.astype(float)
     ends, middle = [0, 15], np.arange(1, 15)
     mean = c[np.ix_(middle, ends)] @ np.linalg.solve(c[np.ix_(ends, ends)], [1.5, -1.5])
-    assert np.abs(x[:, 1:-1].mean(axis=0) - mean).max() < 0.15
+    assert np.abs(x[:, 1:-1].mean(axis=0) - mean).max() < 0.2
 
 
 def test_a_variation_keeps_what_is_larger_than_its_level(model: FittedTrajectoryDiffusion) -> None:
@@ -69,8 +69,8 @@ def test_a_variation_keeps_what_is_larger_than_its_level(model: FittedTrajectory
 
 
 def test_long_trajectories_have_no_seams(model: FittedTrajectoryDiffusion) -> None:
-    x = model.sample_long(1000, 40, overlap=4, seed=6, n_calls=10)[:, :, 0, 0] - 3.0
-    assert x.shape == (1000, 40)
+    x = model.sample_long(500, 40, overlap=4, seed=6, n_calls=10)[:, :, 0, 0] - 3.0
+    assert x.shape == (500, 40)
     steps = (np.diff(x, axis=1) ** 2).mean(axis=0)
     within = (np.diff(model.sample(2000, seed=7, n_calls=10)[:, :, 0, 0], axis=1) ** 2).mean()
     assert steps == pytest.approx(within, rel=0.4)
@@ -83,7 +83,7 @@ def test_temperature_widens_what_is_generated() -> None:
     model = TrajectoryDiffusion(Vector(), 8, temperature_conditioned=True, **SMALL).fit(
         data, seed=1, stride=1.0, kT=temperatures, plan=QUICK
     )
-    variance = {kT: model.sample(2000, kT=kT, seed=2).var() for kT in (0.5, 0.75, 1.0, 1.5, 2.0)}
+    variance = {kT: model.sample(1000, kT=kT, seed=2).var() for kT in (0.5, 0.75, 1.0, 1.5, 2.0)}
     # 0.75 and 1.5 were never seen.
     for kT, found in variance.items():
         assert found == pytest.approx(kT, rel=0.3)

@@ -232,7 +232,9 @@ class FittedTrajectoryDiffusion:
 
         return self._decode(self._batched(n, self.n_frames if n_frames is None else n_frames, kT, integer_seed(seed, "sample"), some))
 
-    def inpaint(self, known: Array, mask: Any, n: int | None = None, *, kT: Any = None, seed: int, **settings: Any) -> Array:
+    def inpaint(
+        self, known: Array, mask: Any, n: int | None = None, *, kT: Any = None, seed: int, n_calls: int = 20, **settings: Any
+    ) -> Array:
         """Return snippets in which the frames ``mask`` are those of ``known``, up to the rounding of float64.
 
         A molecule comes back as its representation lays it in space, imposed frames too.
@@ -242,7 +244,8 @@ class FittedTrajectoryDiffusion:
         known : (frames, n_atoms, n_dim), from which ``n`` snippets are drawn, or (n, frames, n_atoms, n_dim); only the imposed
             frames are read.  Frames of a molecule hold all atoms.
         mask : (frames,) True at imposed frames.
-        settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.inpaint`.
+        n_calls : network calls of one pass from noise to data.
+        settings : ``method``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.inpaint`.
 
         Raises
         ------
@@ -258,7 +261,7 @@ class FittedTrajectoryDiffusion:
 
         def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator, known: Tensor) -> Tensor:
             return conditioning.inpaint(
-                self.denoiser, self.schedule, noise, known, where, condition=condition, generator=generator, **settings
+                self.denoiser, self.schedule, noise, known, where, n_calls=n_calls, condition=condition, generator=generator, **settings
             )
 
         out = self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x))

@@ -302,3 +302,12 @@ def test_shots_in_a_periodic_box_keep_the_box_with_every_frame():
     shots = two_way_shots(engine, start, length < 0.97, length > 1.03, max_duration="2 ps", stride="2 fs", seed=1)
     assert (shots.paths[0].boxes == box).all()
     assert len(shots.paths[0].boxes) == len(shots.paths[0])
+
+
+def test_network_calls_of_the_real_model_are_counted():
+    from couloir.generative import FittedTrajectoryDiffusion
+    from couloir.sampling.reactive import _network_calls
+
+    model = FittedTrajectoryDiffusion.__new__(FittedTrajectoryDiffusion)
+    assert _network_calls(model, 3, {}) == 60
+    assert _network_calls(model, 3, {"n_calls": 10, "resamples": 2}) == 60

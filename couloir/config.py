@@ -139,6 +139,9 @@ class UmbrellaTable(_Table):
     def _one_end(self) -> UmbrellaTable:
         if (self.duration is None) == (self.until is None):
             raise ValueError('give either duration = "400 ps" or until = "0.25 kT"')
+        unused = {"max_duration", "allocation"} & self.model_fields_set
+        if self.until is None and unused:
+            raise ValueError(f"{' and '.join(sorted(unused))} belong to until, not to duration: leave them out, or ask for until")
         if self.until is not None and convert(self.until, "kT", "until") <= 0:
             raise ValueError(f'until = {self.until!r} is not positive: give an error to reach, such as "0.25 kT"')
         return self

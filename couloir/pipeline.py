@@ -226,7 +226,7 @@ def sample_windows(
     else:
         known = run_until(
             windows, engine, seeds, table.until, seed=seed, most=table.max_duration, allocation=table.allocation,
-            bins=run.config.surface.bins, on_stage=lambda stage: say(f"{stage} (target {table.until})"), **settings,
+            on_stage=lambda stage: say(f"{stage} (target {table.until})"), **settings,
         )  # fmt: skip
         samples = known.samples
         for finding in known.findings:

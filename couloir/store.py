@@ -171,7 +171,7 @@ def text_value(array: npt.NDArray[np.uint8]) -> Any:
 
 def _pack(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     for name, array in arrays.items():
-        if np.asarray(array).dtype.kind not in "biuf":
+        if np.asarray(array).dtype.kind not in "biuf" or np.asarray(array).dtype.itemsize > 8:
             raise DataError(f"the array {name!r} holds {np.asarray(array).dtype}, not numbers", "store text by text_array")
     # The format sorts its tensors; numbered names keep the order.
     body: bytes = save({f"{i:04d}{name}": np.asarray(array, order="C") for i, (name, array) in enumerate(arrays.items())})

@@ -1,9 +1,9 @@
 """Which windows to extend: what each contributes to the error of the surface, and where more time reduces it most.
 
-The surface's variance is a sum over windows, for windows are sampled apart: V(s) = sum_k a_k(s) / T_k, T_k the time spent in
-window k; the a_k change a little with T, since WHAM weighs windows by their rows, not by what these tell.  Its terms come
-from the linear response of WHAM to the weights of blocks of time (the infinitesimal jackknife; Efron & Tibshirani, An
-Introduction to the Bootstrap (1993), ch. 22): a block changes M_b, which moves f by the inverse Hessian of the dual and every
+The surface's variance is a sum over windows: V(s) = sum_k a_k(s) / T_k, T_k the time spent in window k (exchange correlates
+windows a little, which is left out); the a_k change a little with T, since WHAM weighs windows by their rows, not by what
+these tell.  Its terms come from the linear response of WHAM to the weights of blocks of time (the infinitesimal
+jackknife; Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 22): a block changes M_b, which moves f by the inverse Hessian of the dual and every
 cell with it; block by block this is the bootstrap of :mod:`couloir.analysis.bootstrap` without solving anything again.  The
 sum over k of a_k / (T_k + t_k) with sum t_k fixed is least where a_k / (T_k + t_k)^2 is the same in every window that is
 extended (Neyman's allocation, J. R. Stat. Soc. 97, 558 (1934)): from there the a_k are found again, and the best of what was
@@ -31,7 +31,7 @@ from couloir.units import convert
 if TYPE_CHECKING:
     import pandas as pd
 
-_BELOW = 8.0
+BELOW = 8.0
 """kT above the minimum up to which cells count."""
 _ROUNDS = 4
 _POWER = 4
@@ -44,7 +44,7 @@ class Allocation:
 
     Attributes
     ----------
-    extra : (n_windows,) further time, ps, over all walkers of the window; sums to what was asked for.
+    extra : (n_windows,) further time, ps, over all walkers of the window; sums to what was asked for, or to ``most``.
     spent : (n_windows,) time behind the samples, ps.
     variance : (n_windows,) what each window adds to the variance that is to fall, kT².
     error, expected, uniform : its root now, after ``extra``, and after the same time spread evenly, kT.
@@ -79,7 +79,7 @@ def allocate(
     *,
     aim: Literal["mean", "largest"] = "mean",
     least: float = 0.0,
-    growth: float = np.inf,
+    most: Array | float = np.inf,
     bins: Any = None,
     limits: Any = None,
     cells: npt.NDArray[np.bool_] | None = None,
@@ -96,8 +96,7 @@ def allocate(
     along, bins, limits : the surface, as for :func:`couloir.analysis.free_energy_surface`; default the (first two) biased CVs.
     aim : what is to fall: the mean variance of the cells, or the largest.
     least : share of ``time`` that is spread evenly whatever the plan says, 0 ... 1.
-    growth : a window gets, besides its even share, at most so many times what was spent on it: its variance is known from
-        no more than that.
+    most : ps that a window may get, one number or (n_windows,).
     cells : which cells of the surface count, an array of its shape; default all below 8 kT.
 
     Raises
@@ -114,17 +113,19 @@ def allocate(
         raise DataError("windows at several temperatures cannot be compared in time", "allocate for each temperature apart")
     response = _Response(samples, biased_names(samples)[:2] if along is None else along, bins, limits, cells)
     spent = _time_spent(samples)
-    even = np.full(len(spent), budget / len(spent))
+    limit = np.broadcast_to(np.asarray(most, dtype=float), spent.shape)
+    budget = min(budget, float(limit.sum()))
+    even = _evenly(budget, limit)
 
     def expected(extra: Array) -> tuple[Array, float]:
         return _of_interest(response.variances(1.0 + extra / spent), aim)
 
-    floor = least * even
+    floor = _evenly(least * budget, limit)
     variance, now = expected(np.zeros(len(spent)))
     uniform = expected(even)[1]
     rate, extra, best = variance * spent, even, uniform
     for _ in range(_ROUNDS):
-        plan = floor + _fill(rate, spent + floor, (1 - least) * budget, growth * spent)
+        plan = floor + _fill(rate, spent + floor, budget - float(floor.sum()), limit - floor)
         for trial in (plan, 0.5 * (plan + extra)):
             then = expected(trial)[1]
             if then < best:
@@ -165,7 +166,7 @@ class _Response:
         log_mixture = np.logaddexp.reduce(np.log(states.counts)[:, None] + solution.free_energies[:, None] - states.reduced, axis=0)
         weight = np.exp(-log_mixture - states.target)[states.index]
         population = np.bincount(cell[cell >= 0], weight[cell >= 0], int(np.prod(grid.shape)))
-        counted = population > population.max() * np.exp(-_BELOW)
+        counted = population > population.max() * np.exp(-BELOW)
         if cells is not None:
             if cells.shape != grid.shape:
                 raise DataError(f"cells have shape {cells.shape}, the surface has {grid.shape}", "use the bins and limits of that surface")
@@ -223,9 +224,19 @@ def _time_spent(samples: BiasedSamples) -> Array:
     return out
 
 
-def _fill(rate: Array, spent: Array, budget: float, most: Array | float = np.inf) -> Array:
-    """Return times 0 <= t <= ``most`` that make the sum of rate / (spent + t) least; they sum to ``budget``, or to all of ``most``."""
-    limit, out = np.broadcast_to(most, rate.shape), np.zeros(len(rate))
+def _evenly(budget: float, most: Array) -> Array:
+    """Return equal times that sum to ``budget``, but for windows that reach their ``most``."""
+    ranked = np.sort(most)
+    filled = np.cumsum(np.append(0.0, ranked))[:-1] + ranked * np.arange(len(most), 0, -1)
+    n = int(np.searchsorted(filled, budget))
+    if n == len(most):
+        return np.asarray(most.copy())
+    return np.asarray(np.minimum(most, (budget - ranked[:n].sum()) / (len(most) - n)))
+
+
+def _fill(rate: Array, spent: Array, budget: float, limit: Array) -> Array:
+    """Return times 0 <= t <= ``limit`` that make the sum of rate / (spent + t) least; they sum to ``budget``, or to the limits."""
+    out = np.zeros(len(rate))
     free = np.ones(len(rate), dtype=bool)
     while free.any() and budget > 0:
         out[free] = _fill_freely(rate[free], spent[free], budget)

@@ -7,8 +7,10 @@ the joint distribution unchanged: it samples their permutation given everything 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -34,29 +36,39 @@ class Rounds:
         """Return plain lists, as a store keeps them."""
         return [[first, list(members)] for first, members in self.entries]
 
+    @cached_property
+    def _spans(self) -> list[tuple[int, tuple[int, ...], Ints]]:
+        """First round, members, and every walker's chunks when it begins, for each stretch of rounds with the same members."""
+        begins = [entry for entry in self.entries if entry[0] == 0] or [(0, tuple(range(self.n_walkers)))]
+        begins += [entry for entry in self.entries if entry[0] > 0]
+        out, counts = [], np.zeros(self.n_walkers, dtype=np.int64)
+        for (first, members), (end, _) in pairwise([*begins, (begins[-1][0], ())]):
+            out.append((first, members, counts.copy()))
+            counts[list(members)] += end - first
+        return out
+
+    def _span(self, number: int) -> tuple[int, tuple[int, ...], Ints]:
+        return self._spans[bisect_right(self._spans, number, key=lambda span: span[0]) - 1]
+
     def members(self, number: int) -> tuple[int, ...]:
         """Return the walkers that take part in round ``number``."""
-        last = [members for first, members in self.entries if first <= number]
-        return last[-1] if last else tuple(range(self.n_walkers))
+        return self._span(number)[1]
 
     def chunks_before(self, number: int) -> Ints:
         """Return how many chunks each walker has when round ``number`` begins, (n_walkers,)."""
-        begins = [0, *(first for first, _ in self.entries if first < number), number]
-        out = np.zeros(self.n_walkers, dtype=np.int64)
-        for first, end in pairwise(begins):
-            out[list(self.members(first))] += end - first
+        first, members, counts = self._span(number)
+        out = counts.copy()
+        out[list(members)] += number - first
         return out
 
     def current(self, done: Sequence[int]) -> int:
         """Return the first round that some member has not finished, given every walker's chunks."""
-        number = 0
-        for end in [*(first for first, _ in self.entries if first > 0), None]:
-            more = np.asarray(done) - self.chunks_before(number)
-            finished = number + int(more[list(self.members(number))].min())
+        ends = [*(first for first, _, _ in self._spans[1:]), None]
+        for (first, members, counts), end in zip(self._spans, ends, strict=True):
+            finished = first + int((np.asarray(done) - counts)[list(members)].min())
             if end is None or finished < end:
                 return finished
-            number = end
-        raise AssertionError("the last entry has no end")
+        raise AssertionError("the last stretch has no end")
 
     def then(self, number: int, members: Sequence[int]) -> Rounds:
         """Return these rounds with other members from round ``number`` on."""

@@ -48,6 +48,7 @@ class UmbrellaSampling:
         self.cvs = (cvs,) if isinstance(cvs, CollectiveVariable) else tuple(cvs)
         self.windows = tuple(windows)
         self._run: ChunkedRun | None = None
+        self._asked = np.zeros(len(self.windows))
         if not self.windows:
             raise DataError("umbrella sampling needs at least one window")
         names = tuple(cv.name for cv in self.cvs)
@@ -197,9 +198,9 @@ class UmbrellaSampling:
         """
         if self._run is None:
             raise DataError("there is nothing to extend", "call run first (with the same store it picks up where it was)")
-        so_far = np.zeros(len(self))
-        np.maximum.at(so_far, samples.window, samples.time)
-        return self._until(so_far + self._durations(duration))
+        if len(samples.biases) != len(self):
+            raise DataError(f"the samples have {len(samples.biases)} windows, these are {len(self)}", "give what run or extend returned")
+        return self._until(self._asked + self._durations(duration))
 
     def exchange_report(self) -> ExchangeReport:
         """Return what windows exchanged in the last :meth:`run`: shares, round trips and their mean time.
@@ -217,11 +218,15 @@ class UmbrellaSampling:
         each = duration if isinstance(duration, (list, tuple, np.ndarray)) else [duration] * len(self)
         if len(each) != len(self):
             raise DataError(f"{len(each)} durations for {len(self)} windows", "give one for all, or one per window")
-        return np.array([convert(time, "ps", "duration") for time in each])
+        times = np.array([convert(time, "ps", "duration") for time in each])
+        if (times < 0).any():
+            raise DataError(f"the duration of window {int(np.argmin(times))} is negative: {times.min():g} ps")
+        return times
 
     def _until(self, durations: Array) -> BiasedSamples:
         run = self._run
         assert run is not None
+        self._asked = durations
         records = np.array([run.n_records(float(time)) for time in durations])
         if (records < 1).any():
             raise DataError(f"window {int(np.argmin(records))} gets no time", "give every window a positive duration")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from couloir.analysis import BiasedSamples, free_energy_surface
-from couloir.analysis.allocation import _fill, _Response, allocate, window_variances
+from couloir.analysis.allocation import _evenly, _fill, _Response, allocate, window_variances
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError
@@ -80,20 +80,26 @@ def test_contributions_add_up_to_the_bootstrap_variance() -> None:
 
 
 def test_equal_windows_with_unequal_time_are_levelled() -> None:
-    extra = _fill(np.ones(3), np.array([1.0, 2.0, 6.0]), 4.0)
+    extra = _fill(np.ones(3), np.array([1.0, 2.0, 6.0]), 4.0, np.full(3, np.inf))
     np.testing.assert_allclose(extra, [2.5, 1.5, 0.0])
-    np.testing.assert_allclose(_fill(np.array([4.0, 1.0]), np.array([1.0, 1.0]), 4.0), [3.0, 1.0])
+    np.testing.assert_allclose(_fill(np.array([4.0, 1.0]), np.array([1.0, 1.0]), 4.0, np.full(2, np.inf)), [3.0, 1.0])
 
 
-def test_no_window_grows_beyond_its_limit() -> None:
+def test_no_window_gets_more_than_its_limit() -> None:
     rate, spent = np.array([100.0, 4.0, 1.0]), np.ones(3)
     np.testing.assert_allclose(_fill(rate, spent, 4.0, np.full(3, 2.0)), [2.0, 5 / 3, 1 / 3])
     np.testing.assert_allclose(_fill(rate, spent, 9.0, np.full(3, 2.0)), [2.0, 2.0, 2.0])
+    np.testing.assert_allclose(_evenly(6.0, np.array([1.0, 9.0, 9.0])), [1.0, 2.5, 2.5])
+    np.testing.assert_allclose(_evenly(6.0, np.array([1.0, 1.0, 9.0])), [1.0, 1.0, 4.0])
+    np.testing.assert_allclose(_evenly(60.0, np.array([1.0, 1.0, 9.0])), [1.0, 1.0, 9.0])
+    np.testing.assert_allclose(_evenly(6.0, np.full(3, np.inf)), 2.0)
     samples = _samples(np.full(5, 2000), seed=1)
-    plan = allocate(samples, 8000.0, "x", least=0.25, growth=1.0, bins=20, limits=LIMITS)
+    plan = allocate(samples, 8000.0, "x", least=0.25, most=2000.0, bins=20, limits=LIMITS)
     assert plan.extra.sum() == pytest.approx(8000.0)
-    assert plan.extra.max() <= 2000 + 0.25 * 8000 / 5 + 1e-6
-    assert plan.extra[SLOW] == pytest.approx(plan.extra.max())
+    assert plan.extra.max() <= 2000 + 1e-6
+    assert plan.extra[SLOW] == pytest.approx(2000.0)
+    tight = allocate(samples, 8000.0, "x", least=0.25, most=[10.0, 20.0, 30.0, 40.0, 50.0], bins=20, limits=LIMITS)
+    np.testing.assert_allclose(tight.extra, [10.0, 20.0, 30.0, 40.0, 50.0])
 
 
 def test_what_time_cannot_cure_is_refused() -> None:

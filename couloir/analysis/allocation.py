@@ -3,11 +3,11 @@
 The surface's variance is a sum over windows: V(s) = sum_k a_k(s) / T_k, T_k the time spent in window k (exchange correlates
 windows a little, which is left out); the a_k change a little with T, since WHAM weighs windows by their rows, not by what
 these tell.  Its terms come from the linear response of WHAM to the weights of blocks of time (the infinitesimal
-jackknife; Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 22): a block changes M_b, which moves f by the inverse Hessian of the dual and every
-cell with it; block by block this is the bootstrap of :mod:`couloir.analysis.bootstrap` without solving anything again.  The
-sum over k of a_k / (T_k + t_k) with sum t_k fixed is least where a_k / (T_k + t_k)^2 is the same in every window that is
-extended (Neyman's allocation, J. R. Stat. Soc. 97, 558 (1934)): from there the a_k are found again, and the best of what was
-tried is kept.
+jackknife; Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 22): a block changes M_b, which moves f by the
+inverse Hessian of the dual and every cell with it; block by block this is the bootstrap of
+:mod:`couloir.analysis.bootstrap` without solving anything again.  The sum over k of a_k / (T_k + t_k) with sum t_k fixed is
+least where a_k / (T_k + t_k)^2 is the same in every window that is extended (Neyman's allocation, J. R. Stat. Soc. 97, 558
+(1934)): from there the a_k are found again, and the best of what was tried is kept.
 """
 
 from __future__ import annotations

@@ -134,14 +134,6 @@ def allocate(
     return Allocation(extra, spent, variance, float(np.sqrt(now)), float(np.sqrt(best)), float(np.sqrt(uniform)))
 
 
-def window_variances(samples: BiasedSamples, along: Any, *, bins: Any = None, limits: Any = None) -> Array:
-    """Return what each window adds to the mean variance of the surface over cells below 8 kT, (n_windows,), kT².
-
-    Arguments and errors are those of :func:`allocate`.
-    """
-    return np.asarray(_Response(samples, along, bins, limits).variances(np.ones(samples.n_windows)).mean(axis=1))
-
-
 def _of_interest(variances: Array, aim: str) -> tuple[Array, float]:
     """Return what each window adds, (n_windows,), to the mean or the largest of the cells' variances, and that variance.
 

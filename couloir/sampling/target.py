@@ -22,6 +22,7 @@ from couloir.analysis import allocate, equilibrated, free_energy_surface
 from couloir.analysis.allocation import BELOW
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
+from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
 from couloir.sampling.engine import Engine
 from couloir.sampling.seeds import Seeds
@@ -94,9 +95,11 @@ def run_until(
     allocation: SharedOut = "adaptive",
     bins: Any = None,
     on_stage: Callable[[Stage], None] | None = None,
+    record: Sequence[CollectiveVariable] = (),
+    record_stride: Any = None,
+    exchange: bool = True,
     store: Store | None = None,
     name: str = "umbrella",
-    **settings: Any,
 ) -> KnownSurface:
     """Run windows until the largest standard error of their surface below 8 kT is at most ``target``.
 
@@ -112,7 +115,7 @@ def run_until(
     allocation : share further time out by what it should gain, or evenly.
     bins : cells of the surface per CV (see ``free_energy_surface``).
     on_stage : told what is known after each stage.
-    store, name, settings : of :meth:`UmbrellaSampling.run` (``record``, ``record_stride``, ``exchange``).
+    record, record_stride, exchange, store, name : of :meth:`UmbrellaSampling.run`.
 
     Raises
     ------
@@ -129,7 +132,9 @@ def run_until(
     stages: list[Stage] = []
     while True:
         kept_in[key], durations = plans, np.array(plans[-1])
-        samples = windows.run(engine, seeds, durations, seed=seed, store=kept_in, name=name, **settings)
+        samples = windows.run(
+            engine, seeds, durations, seed=seed, record=record, record_stride=record_stride, exchange=exchange, store=kept_in, name=name
+        )
         walkers = np.array([len(np.unique(samples.walker[samples.window == w])) for w in range(len(windows))])
         judged = _Judged.of(samples, windows, bins, seed)
         stages.append(Stage(float((durations * walkers).sum()), judged.error, float(durations.max())))

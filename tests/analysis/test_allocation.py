@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from couloir.analysis import BiasedSamples, free_energy_surface
-from couloir.analysis.allocation import _evenly, _fill, _Response, allocate, window_variances
+from couloir.analysis.allocation import _evenly, _fill, _Response, allocate
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError
@@ -74,7 +74,7 @@ def test_contributions_add_up_to_the_bootstrap_variance() -> None:
     samples = _samples(np.full(5, 4000), seed=2)
     surface = free_energy_surface(samples, "x", bins=20, limits=LIMITS, n_bootstrap=200, equilibrate=False)
     draws = surface.replicas + np.log(np.exp(-surface.replicas).sum(axis=1, keepdims=True))
-    variance = window_variances(samples, "x", bins=20, limits=LIMITS)
+    variance = _Response(samples, "x", 20, LIMITS).variances(np.ones(5)).mean(axis=1)
     # 200 replicas dominated by a few modes of the slow window: each variance is good to 10 %, the mean to at least that.
     assert variance.sum() == pytest.approx(draws.var(axis=0, ddof=1).mean(), rel=0.3)
 

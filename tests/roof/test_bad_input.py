@@ -128,6 +128,10 @@ TOY_MISTAKES = {
     ),
     "duration and until": ([('"0.2 ps"', '"0.2 ps"\nuntil = "1 kT"')], ["umbrella", "either duration", "or until"]),
     "neither": ([('duration = "0.2 ps"', "")], ["umbrella", "either duration", "or until"]),
+    "keys of until without it": (
+        [('duration = "0.2 ps"', 'duration = "0.2 ps"\nmax_duration = "1 ps"')],
+        ["umbrella", "max_duration", "belong to until"],
+    ),
     "unit of until": ([('duration = "0.2 ps"', 'until = "1 ps"')], ["until = '1 ps'", "kT"]),
     "until not positive": ([('duration = "0.2 ps"', 'until = "0 kT"')], ["until", "positive"]),
     "model without data": ([('seeding = "dragged"\n', "")], ["seeding", "[explore]", "dragged"]),

@@ -4,7 +4,8 @@ Windows along phi, and along phi and psi, run until the largest standard error b
 going to the windows that need it and once with the same time for all.  Both surfaces are compared with 144 ns of windows
 made without Couloir's sampling code.  One run says little about what allocation saves, so the same is repeated 20 times on
 two systems whose surface is known exactly; there the differences from it, in standard errors, also say whether stopping when
-the error looks small makes the errors too small.  ``small`` leaves out phi and psi together.
+the error looks small makes the errors too small.  ``small`` leaves out phi and psi together.  Interrupted, it goes on from what
+``runs/`` holds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,9 +28,12 @@ from couloir.cv import CollectiveVariable
 from couloir.cv.geometric import Dihedral
 from couloir.sampling import OpenMMEngine, ToyEngine, UmbrellaSampling, systems
 from couloir.sampling.dragging import dragged_seeds
+from couloir.sampling.seeds import load_seeds, save_seeds
 from couloir.sampling.target import BELOW, KnownSurface, cells_that_count, run_until
+from couloir.store import Store
 
 TARGET = 0.2
+RUNS = Path(__file__).parents[1] / "runs"
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,24 @@ def sample(task: Task, allocation: Literal["adaptive", "uniform"], seed: int = 1
         "phi": Dihedral.phi(molecule.topology, residue=2), "psi": Dihedral.psi(molecule.topology, residue=2)
     }  # fmt: skip
     windows = UmbrellaSampling.grid([torsions[name] for name in task.along], task.n_windows, task.force_constant)
-    start = engine.propagate(engine.minimize([molecule.state]), duration=20.0, stride=20.0, seed=seed)[0].state(-1)
-    seeds = dragged_seeds(engine, windows, start, task.walkers, seed=seed)
-    return run_until(
-        windows, engine, seeds, TARGET, seed=seed, first=task.first, allocation=allocation, bins=task.bins,
-        record=tuple(torsions.values()), on_stage=lambda stage: print(f"{', '.join(task.along)}, {allocation}: {stage}", flush=True),
-    )  # fmt: skip
+    RUNS.mkdir(exist_ok=True)
+    with Store(RUNS / f"until_{'_'.join(task.along)}_{allocation}.db") as store:
+        if store.count("seeds") == 0:
+            start = engine.propagate(engine.minimize([molecule.state]), duration=20.0, stride=20.0, seed=seed)[0].state(-1)
+            save_seeds(store, dragged_seeds(engine, windows, start, task.walkers, seed=seed))
+        return run_until(
+            windows,
+            engine,
+            load_seeds(store),
+            TARGET,
+            seed=seed,
+            first=task.first,
+            allocation=allocation,
+            bins=task.bins,
+            store=store,
+            record=tuple(torsions.values()),
+            on_stage=lambda stage: print(f"{', '.join(task.along)}, {allocation}: {stage}", flush=True),
+        )
 
 
 def truth_of(task: Task) -> FreeEnergySurface:

@@ -1,9 +1,9 @@
 """WHAM, MBAR and pymbar on the same windows, and WHAM on a stream: ``python -m benchmarks.free_energy --scale small|paper``.
 
 Windows on a 6 kT double well are sampled exactly, so nothing but the estimators is timed, and the error is against the free
-energies by quadrature.  All get the same rows; the time of WHAM includes its binning.  Estimators whose table of
-windows x rows exceeds ``TABLE`` are left out at that size.  FastMBAR, and pymbar with JAX (in a process of its own, the
-second call, compiled), join when they are installed: ``pip install -e ".[bench]"``.
+energies by quadrature.  All get the same rows, each in a process of its own; the time of WHAM includes its binning, that of
+MBAR its bias energies, that of JAX no compilation.  Estimators whose table of windows x rows is too large are left out at
+that size.  FastMBAR and JAX join when they are installed: ``pip install -e ".[bench]"``.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import subprocess
+import math
 import sys
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.alone import Measured, alone
 from benchmarks.results import Row, write_results
 from couloir.analysis import BiasedSamples, StreamedWham, free_energy_surface, mbar, wham
 from couloir.cv.bias import HarmonicBias
@@ -35,10 +34,13 @@ SCALES = {
     "small": [(20, 1_000), (200, 1_000), (20, 100_000)],
     "paper": [(20, 1_000), (200, 1_000), (20, 100_000), (200, 10_000), (200, 100_000), (20, 1_000_000)],
 }
-HAS_JAX = importlib.util.find_spec("jax") is not None
 STREAMED = {"small": 10_000_000, "paper": 100_000_000}
-TABLE = 1e8
+WHOLE_TABLE = 1e8
 """Most windows x rows of an estimator that keeps all energies (0.8 GB)."""
+TABLE = {"WHAM": math.inf, "MBAR": 5e8}
+"""The same of those that do not."""
+LIMIT = 120.0
+"""Seconds after which an estimator is stopped."""
 KT = kt(300.0)
 STIFF = 100 * KT
 GRID = np.linspace(-2.5, 2.5, 20001)
@@ -65,7 +67,7 @@ def draw(rng: np.random.Generator, center: float, n: int) -> Array:
     """Return ``n`` samples of a window by inverse CDF."""
     cdf = np.cumsum(boltzmann(center))
     # The sum up to a grid point reaches half a step beyond it.
-    return np.interp(rng.random(n), cdf / cdf[-1], GRID + 0.5 * (GRID[1] - GRID[0]))
+    return np.asarray(np.interp(rng.random(n), cdf / cdf[-1], GRID + 0.5 * (GRID[1] - GRID[0])))
 
 
 def biases(n_windows: int) -> tuple[HarmonicBias, ...]:
@@ -84,26 +86,6 @@ def windows(n_windows: int, n: int, seed: int = 0) -> BiasedSamples:
     )  # fmt: skip
 
 
-def timed(task: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
-    """Return what the task returns and its shortest time in seconds."""
-    best, out = np.inf, None
-    for _ in range(repeats):
-        start = time.perf_counter()
-        out = task()
-        best = min(best, time.perf_counter() - start)
-    return out, best
-
-
-def peak(task: Callable[[], Any]) -> float:
-    """Return the most memory in MB that Python and numpy held at once for the task."""
-    tracemalloc.start()
-    try:
-        task()
-        return tracemalloc.get_traced_memory()[1] / 1e6
-    finally:
-        tracemalloc.stop()
-
-
 def deviation(f: Array, n_windows: int) -> float:
     """Return the largest error of a window, kT, free energies taken relative to their mean."""
     error = f - exact(n_windows)
@@ -117,69 +99,56 @@ def fastmbar(samples: BiasedSamples) -> Array:
     return np.asarray(solved.F)
 
 
-_JAX = """
-import sys, time
-import numpy as np
-from pymbar import MBAR
-data = np.load(sys.argv[1])
-for _ in range(2):
-    start = time.perf_counter()
-    f = MBAR(data["u"], data["n"]).f_k
-    seconds = time.perf_counter() - start
-np.savez(sys.argv[2], f=f, seconds=seconds)
-"""
+ESTIMATORS: dict[str, Callable[[BiasedSamples], Array]] = {
+    "WHAM": lambda s: wham(s).free_energies,
+    "MBAR": lambda s: mbar(s, solver="torch").free_energies,
+    "MBAR (pymbar, warm)": lambda s: mbar(s, solver="pymbar").free_energies,
+    "pymbar": lambda s: mbar(s, solver="pymbar", warm_start=False).free_energies,
+    "pymbar + JAX": lambda s: mbar(s, solver="pymbar", warm_start=False).free_energies,
+    "FastMBAR (Newton)": fastmbar,
+}
+"""What is compared: free energies of windows from their rows."""
+PEERS = {"pymbar": None, "pymbar + JAX": "jax", "FastMBAR (Newton)": "FastMBAR"}
+"""Those that are not Couloir's, and the module that has to be installed for them."""
 
 
-def import_pymbar_without_jax() -> None:
-    """Import pymbar as it is without JAX, which it takes wherever it finds it."""
-    sys.modules["jax"] = None  # type: ignore[assignment]
-    importlib.import_module("pymbar")
-    del sys.modules["jax"]
+def installed(name: str) -> bool:
+    """Return whether an estimator can run here."""
+    module = PEERS.get(name)
+    return module is None or importlib.util.find_spec(module) is not None
 
 
-def pymbar_with_jax(samples: BiasedSamples) -> tuple[Array, float]:
-    """Return the free energies of pymbar with JAX and its seconds once compiled, bias energies not included."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, back = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        np.savez(given, u=samples.bias_energies() / samples.kT[:, None], n=samples.counts)
-        subprocess.run([sys.executable, "-c", _JAX, str(given), str(back)], check=True, capture_output=True)
-        with np.load(back) as data:
-            return data["f"], float(data["seconds"])
+def prepared(name: str, n_windows: int, n: int) -> Callable[[], Array]:
+    """Return an estimator with its rows, everything imported."""
+    if name != "pymbar + JAX":
+        # pymbar takes JAX wherever it finds it.
+        sys.modules["jax"] = None  # type: ignore[assignment]
+        importlib.import_module("pymbar")
+        del sys.modules["jax"]
+    estimate = ESTIMATORS[name]
+    estimate(windows(3, 50))
+    return partial(estimate, windows(n_windows, n))
 
 
-def estimators() -> dict[str, Callable[[BiasedSamples], Array]]:
-    """Return what is compared; each gives free energies of windows."""
-    out: dict[str, Callable[[BiasedSamples], Array]] = {
-        "WHAM": lambda s: wham(s).free_energies,
-        "MBAR (torch)": lambda s: mbar(s, solver="torch").free_energies,
-        "MBAR (pymbar, warm)": lambda s: mbar(s, solver="pymbar").free_energies,
-        "pymbar, cold": lambda s: mbar(s, solver="pymbar", warm_start=False).free_energies,
-    }
-    if importlib.util.find_spec("FastMBAR") is not None:
-        out["FastMBAR"] = fastmbar
-    return out
+def measured(name: str, n_windows: int, n: int) -> Measured | None:
+    """Return how an estimator fares; with JAX a second call, because the first one compiles."""
+    return alone(prepared, name, n_windows, n, limit=LIMIT, calls=2 if name == "pymbar + JAX" else 1)
 
 
 def sizes(scale: str) -> list[Row]:
     """Return time, memory and error of every estimator at every size."""
     rows = []
     for n_windows, n in SCALES[scale]:
-        samples = windows(n_windows, n)
-        for name, estimate in estimators().items():
-            if name != "WHAM" and n_windows**2 * n > TABLE:
+        for name in filter(installed, ESTIMATORS):
+            if n_windows**2 * n > TABLE.get(name, WHOLE_TABLE):
                 continue
-            f, seconds = timed(partial(estimate, samples))
-            if seconds < 2.0:
-                # The first call may have imported its solver.
-                f, seconds = timed(partial(estimate, samples), 3)
-            error, memory = deviation(f, n_windows), peak(partial(estimate, samples))
-            size = f"{n_windows} windows x {n:,}"
-            rows.append(Row(f"{name}, {size}: time", seconds, "s", peer="peak memory, MB", peer_value=memory))
-            rows.append(Row(f"{name}, {size}: largest error", error, "kT"))
-        if HAS_JAX and n_windows**2 * n <= TABLE:
-            f, seconds = pymbar_with_jax(samples)
-            rows.append(Row(f"pymbar + JAX, {n_windows} windows x {n:,}: time", seconds, "s"))
-            rows.append(Row(f"pymbar + JAX, {n_windows} windows x {n:,}: largest error", deviation(f, n_windows), "kT"))
+            found, claim = measured(name, n_windows, n), f"{name}, {n_windows} windows x {n:,}"
+            if found is None:
+                rows.append(Row(f"{claim}: not done after", LIMIT, "s"))
+            else:
+                rows.append(Row(f"{claim}: time", found.seconds, "s", peer="memory, MB", peer_value=found.megabytes))
+                rows.append(Row(f"{claim}: largest error", deviation(found.value, n_windows), "kT"))
+            print(rows[-1], flush=True)
     return rows
 
 
@@ -207,54 +176,48 @@ def streamed(scale: str, n_windows: int = 40) -> list[Row]:
     ]
 
 
+def apart(f: Array, g: Array) -> float:
+    """Return the largest difference of two sets of free energies, each relative to its mean."""
+    return float(np.abs((f - f.mean()) - (g - g.mean())).max())
+
+
+def done(name: str, n_windows: int, n: int) -> Measured:
+    """Return how an estimator fares where it has to finish."""
+    found = measured(name, n_windows, n)
+    if found is None:
+        raise RuntimeError(f"{name} was not done after {LIMIT:g} s with {n_windows} windows x {n:,}")
+    return found
+
+
 def ratios() -> list[Row]:
     """Return the rows with targets: WHAM against pymbar, and warm against cold."""
     n_windows, n = MAIN
-    samples = windows(n_windows, n)
-    quick, t_wham = timed(lambda: wham(samples), 5)
-    cold, t_cold = timed(lambda: mbar(samples, warm_start=False, solver="pymbar"))
-    warm, t_warm = timed(lambda: mbar(samples, solver="pymbar"), 2)
-    best, t_best = timed(lambda: mbar(samples), 2)
-    surface = free_energy_surface(samples, "x", bins=60, n_bootstrap=50, equilibrate=False)
+    quick, best, warm, cold = (done(name, n_windows, n) for name in ("WHAM", "MBAR", "MBAR (pymbar, warm)", "pymbar"))
+    surface = free_energy_surface(windows(n_windows, n), "x", bins=60, n_bootstrap=50, equilibrate=False)
     error = float(np.nanmedian(surface.standard_error)) / KT
-    difference = float(np.abs(quick.free_energies - cold.free_energies).max())
-    agreement = max(float(np.abs(m.free_energies - cold.free_energies).max()) for m in (warm, best))
+    difference = apart(quick.value, cold.value)
+    agreement = max(apart(m.value, cold.value) for m in (warm, best))
     size = f"{n_windows} windows, {n_windows * n:,} samples, pymbar without JAX"
-    speed, gain, default = t_cold / t_wham, t_cold / t_warm, t_cold / t_best
+    speed, gain, default = (cold.seconds / m.seconds for m in (quick, warm, best))
+    warmed = "pymbar warm-started by WHAM (adaptive protocol) is faster than cold pymbar as it comes (hybr)"
     return [
-        Row(f"WHAM is faster than MBAR from pymbar ({size})", speed, "x", None, 500, speed >= 500, "pymbar MBAR, s", t_cold),
+        Row(f"WHAM is faster than MBAR from pymbar ({size})", speed, "x", None, 500, speed >= 500, "pymbar MBAR, s", cold.seconds),
         Row("WHAM differs from MBAR by at most", difference, "kT", None, 0.01, difference < 0.01, "median standard error, kT", error),
-        Row(
-            "pymbar warm-started by WHAM (adaptive protocol) is faster than cold pymbar as it comes (hybr)",
-            gain,
-            "x",
-            None,
-            5,
-            gain >= 5,
-            "cold, s",
-            t_cold,
-        ),
-        Row("MBAR as it comes is faster than cold pymbar", default, "x", None, 5, default >= 5, "cold, s", t_cold),
+        Row(warmed, gain, "x", None, 5, gain >= 5, "cold, s", cold.seconds),
+        Row("MBAR as it comes is faster than cold pymbar", default, "x", None, 5, default >= 5, "cold, s", cold.seconds),
         Row("MBAR and cold pymbar differ by at most", agreement, "kT", None, 1e-6, agreement < 1e-6),
     ]
 
 
 def against_peers(n_windows: int = 50, n: int = 1_000) -> list[Row]:
     """Return how many times faster MBAR is than each peer that is installed, at 50 windows x 1,000 samples."""
-    samples = windows(n_windows, n)
-    ours, t_ours = timed(lambda: mbar(samples), 3)
-    peers: dict[str, tuple[Array, float]] = {}
-    found, seconds = timed(lambda: mbar(samples, solver="pymbar", warm_start=False))
-    peers["pymbar"] = found.free_energies, seconds
-    if HAS_JAX:
-        peers["pymbar + JAX"] = pymbar_with_jax(samples)
-    if importlib.util.find_spec("FastMBAR") is not None:
-        peers["FastMBAR (Newton)"] = timed(lambda: fastmbar(samples), 3)
-    rows = []
-    for name, (f, seconds) in peers.items():
-        off = float(np.abs((f - f.mean()) - (ours.free_energies - ours.free_energies.mean())).max())
-        claim = f"MBAR is faster than {name} ({n_windows} windows x {n:,}); they differ by {off:.1g} kT"
-        rows.append(Row(claim, seconds / t_ours, "x", None, 1.0, seconds > t_ours, f"{name}, s", seconds))
+    ours, rows = done("MBAR", n_windows, n), []
+    for name in filter(installed, PEERS):
+        peer = done(name, n_windows, n)
+        claim = f"MBAR is faster than {name} ({n_windows} windows x {n:,}); they differ by {apart(peer.value, ours.value):.1g} kT"
+        speed = peer.seconds / ours.seconds
+        rows.append(Row(claim, speed, "x", None, 1.0, speed > 1, f"{name}, s", peer.seconds))
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -268,7 +231,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     scale = parser.parse_args().scale
-    import_pymbar_without_jax()
     write_results("free_energy", measure(scale), scale=scale)
 
 

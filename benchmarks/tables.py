@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PAGES = {"README.md": False, "docs/benchmarks.md": True}
 """Pages with tables, and whether they show everything or only the claims that have a target."""
-NOT_BENCHMARKS = {"__init__", "results", "tables"}
+NOT_BENCHMARKS = {"__init__", "alone", "results", "tables"}
 
 
 def names() -> list[str]:

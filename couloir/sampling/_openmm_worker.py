@@ -135,6 +135,16 @@ class EnergyTask:
     boxes: Array | None
 
 
+@dataclass(frozen=True)
+class KickTask:
+    """Velocities of states after ``fraction`` of the kick of one step."""
+
+    index: int
+    description: Description
+    states: tuple[State, ...]
+    fraction: float
+
+
 @dataclass
 class _Simulation:
     context: openmm.Context
@@ -400,6 +410,23 @@ def run_constraints(task: MinimizeTask) -> State:
             driver.context.applyVelocityConstraints(tolerance)
         out = driver.state()
         return State(out.positions, None if task.state.velocities is None else out.velocities, task.state.box)
+
+
+def run_kicks(task: KickTask) -> list[State]:
+    """Return the states with velocities P (v + fraction dt f / m); particles without mass stay as they are."""
+    out = []
+    with turn(task.description):
+        driver = simulation(task.description, None)
+        system, tolerance = driver.context.getSystem(), driver.integrator.getConstraintTolerance()
+        masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+        factor = np.divide(task.fraction * task.description.time_step, masses, out=np.zeros_like(masses), where=masses > 0)[:, None]
+        for state in task.states:
+            driver.place(state)
+            forces = _read(driver.context.getState(forces=True), openmm.State.Forces)
+            driver.context.setVelocities(state.velocities + factor * forces)
+            driver.context.applyVelocityConstraints(tolerance)
+            out.append(State(state.positions, _velocities(driver.context.getState(velocities=True)), state.box))
+    return out
 
 
 def run_energies(task: EnergyTask) -> Array:

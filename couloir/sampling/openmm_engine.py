@@ -255,6 +255,30 @@ class OpenMMEngine:
         (out,) = self._run(worker.run_constraints, [worker.MinimizeTask(0, self._describe(self.platform), None, {}, checked, 0, 0.0)])
         return cast(State, out)
 
+    def kicked(self, states: Sequence[State], fraction: float) -> list[State]:
+        """Return the states with velocities P (v + fraction dt f / m), f being the forces and P the projection along constraints.
+
+        The integrator keeps v from before the kick of its next step: a half kick gives the velocity at the time of the
+        positions, a full one what the positions are moved by.
+
+        Parameters
+        ----------
+        states : with velocities.
+        fraction : of the kick of one step; may be negative.
+
+        Raises
+        ------
+        DataError : a state has no velocities, or another number of atoms.
+        """
+        batch = self._checked(states)
+        for i, state in enumerate(batch):
+            if state.velocities is None:
+                raise DataError(f"state {i} has no velocities to kick", "draw them with couloir.sampling.velocities.fresh")
+        parts = np.array_split(np.arange(len(batch)), max(1, min(self.workers, len(batch) // 500)))
+        description = self._describe(self.platform, len(parts))
+        tasks = [worker.KickTask(i, description, tuple(batch[j] for j in rows), fraction) for i, rows in enumerate(parts)]
+        return [state for part in self._run(worker.run_kicks, tasks) for state in part]
+
     def _describe(self, platform: str, n_walkers: int = 1) -> worker.Description:
         base = worker.Description(self._system, self.temperature, self.friction, self.time_step, platform)
         return base if not platform else replace(base, properties=self._context_properties(n_walkers))

@@ -1,0 +1,80 @@
+"""Path ensembles: which paths belong, and when dynamics that makes one may stop.
+
+A path is a :class:`couloir.trajectory.Trajectory`; everything is decided at its frames, so an ensemble is exact for the
+dynamics as it is seen every stride.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from couloir.cv.region import Region
+from couloir.errors import DataError
+from couloir.trajectory import Trajectory
+
+
+class PathSet(Protocol):
+    """What a path move asks of an ensemble.
+
+    Attributes
+    ----------
+    stop : where dynamics ends, going forward or backward in time.
+    directed : whether no path of the ensemble is in it backwards too; only then may a trial that fits backwards be turned.
+    """
+
+    @property
+    def stop(self) -> Region: ...
+    @property
+    def directed(self) -> bool: ...
+    def accepts(self, path: Trajectory) -> bool:
+        """Return whether a path belongs to the ensemble."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TransitionEnsemble:
+    """Paths from A to B: the first frame in A, the last in B, and at least one frame, all outside both, between them."""
+
+    region_a: Region
+    region_b: Region
+
+    @property
+    def stop(self) -> Region:
+        """Where dynamics ends, A or B."""
+        return self.region_a | self.region_b
+
+    @property
+    def directed(self) -> bool:
+        """A path from A to B never runs from A to B backwards."""
+        return True
+
+    def accepts(self, path: Trajectory) -> bool:
+        """Return whether ``path`` runs from A to B and touches them at its ends only."""
+        if len(path) < 3:
+            return False
+        in_a, in_b = self.region_a.contains(path.positions), self.region_b.contains(path.positions)
+        ends = in_a[0] and not in_b[0] and in_b[-1] and not in_a[-1]
+        return bool(ends and not (in_a | in_b)[1:-1].any())
+
+    def require(self, path: Trajectory, name: str = "the path") -> None:
+        """Refuse a path that is not of this ensemble, saying why.
+
+        Raises
+        ------
+        DataError : it does not start in A, does not end in B, or is in one of them in between.
+        """
+        if self.accepts(path):
+            return
+        in_a, in_b = self.region_a.contains(path.positions), self.region_b.contains(path.positions)
+        between = np.flatnonzero((in_a | in_b)[1:-1]) + 1
+        if len(path) < 3:
+            raise DataError(f"{name} has {len(path)} frames, expected at least 3", "use a shorter stride")
+        if (in_a & in_b).any():
+            raise DataError(f"frame {np.flatnonzero(in_a & in_b)[0]} of {name} is in A and in B", "make the regions disjoint")
+        if not in_a[0] or not in_b[-1]:
+            missed = f"start in A ({self.region_a})" if not in_a[0] else f"end in B ({self.region_b})"
+            raise DataError(f"{name} does not {missed}", "cut it to the frames from the last in A to the first in B after it")
+        raise DataError(f"frame {between[0]} of {name} is already in A or B", "cut it from the last frame in A to the first in B after it")

@@ -1,0 +1,268 @@
+"""Shooting moves: a new path from an old one, so that paths keep the probability that equilibrium dynamics gives them.
+
+A frame x_s of the old path is chosen with the selector's probability w(x_s) / sum w, new dynamics is run from it until
+the ensemble says stop, and the new path is accepted, if it belongs to the ensemble, with probability
+
+    min(1, [w(x_s) / sum_new w] / [w(x_s) / sum_old w])
+
+(Bolhuis & Swenson, Adv. Theory Simul. 4, 2000237 (2021), Eqs. 9-13; flexible length: van Erp, Moroni, Bolhuis, J. Chem.
+Phys. 118, 7762 (2003)).  The dynamics' own probabilities cancel: it is reversible under R of
+:mod:`couloir.sampling.velocities`, and fresh velocities are drawn from equilibrium.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from couloir.errors import DataError
+from couloir.sampling.dragging import propagated
+from couloir.sampling.engine import Engine, steps
+from couloir.sampling.path_ensembles import PathSet
+from couloir.sampling.selectors import Selector, UniformSelector, choose, log_probability
+from couloir.sampling.velocities import fresh, has_velocities, turned, turned_paths
+from couloir.streams import integer_seed, stream
+from couloir.trajectory import State, Trajectory
+
+Direction = Literal["forward", "backward", "both"]
+Reason = Literal["accepted", "ensemble", "acceptance", "max length", "failed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What became of one proposed path.
+
+    Attributes
+    ----------
+    path : the new path, or None unless it is accepted.
+    accepted : whether the chain goes on from it.
+    reason : ``"accepted"``; ``"ensemble"``: it does not belong; ``"acceptance"``: the random number was too large;
+        ``"max length"``: it did not end in time; ``"failed"``: its dynamics broke down.
+    log_ratio : logarithm of the acceptance ratio; -inf where the path was given up before it was known.
+    frame_old, frame_new : the shooting point in the old path, and in the new one (-1 if there is none).
+    direction : in which direction of time dynamics was run.
+    shared : first and last frame of the old path that the new one keeps, or None.
+    force_evaluations : steps of dynamics that were spent.
+    """
+
+    path: Trajectory | None
+    accepted: bool
+    reason: Reason
+    log_ratio: float
+    frame_old: int
+    frame_new: int
+    direction: Direction
+    shared: tuple[int, int] | None
+    force_evaluations: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Shot:
+    """One chain's shot before any dynamics: from where, which way, and how long its path may become."""
+
+    path: Trajectory
+    frame: int
+    direction: Direction
+    log_u: float
+    limit: int
+    early: bool
+    starts: tuple[State, ...] = ()
+
+    @property
+    def budget(self) -> int:
+        """The most frames that one half may add."""
+        kept = {"forward": self.frame + 1, "backward": len(self.path) - self.frame, "both": 2}
+        return self.limit - kept[self.direction]
+
+    @property
+    def kept(self) -> tuple[int, int] | None:
+        """First and last frame of the old path that the new one keeps."""
+        spans = {"forward": (0, self.frame), "backward": (self.frame, len(self.path) - 1)}
+        return spans.get(self.direction)
+
+
+@dataclass(frozen=True, eq=False)
+class _Verdict:
+    """What positions alone decide: the trial path, and, where there is one, its past as it was run and what follows it."""
+
+    reason: Reason
+    log_ratio: float = -math.inf
+    frame: int = -1
+    path: Trajectory | None = None
+    past: Trajectory | None = None
+    rest: Trajectory | None = None
+
+
+class ShootingMove:
+    """A kind of shooting move; made by :meth:`one_way` and :meth:`two_way`.
+
+    Parameters
+    ----------
+    ways : 1 keeps one side of the old path, 2 makes both anew, with fresh velocities.
+    selector : which frames are shot from.
+    """
+
+    def __init__(self, ways: Literal[1, 2], selector: Selector | None = None) -> None:
+        self.ways = ways
+        self.selector: Selector = selector or UniformSelector()
+
+    @classmethod
+    def one_way(cls, selector: Selector | None = None) -> ShootingMove:
+        """Keep the past or the future of a frame, each in half of the cases, and make the other anew: stochastic dynamics only."""
+        return cls(1, selector)
+
+    @classmethod
+    def two_way(cls, selector: Selector | None = None) -> ShootingMove:
+        """Draw velocities anew and run both ways."""
+        return cls(2, selector)
+
+    def __str__(self) -> str:
+        return f"{'one' if self.ways == 1 else 'two'}-way shooting ({type(self.selector).__name__})"
+
+    def propose(
+        self, engine: Engine, paths: Sequence[Trajectory], ensemble: PathSet, *, seeds: Sequence[int], max_frames: int
+    ) -> list[Trial]:
+        """Return one trial per chain, all dynamics in one parallel batch.
+
+        Parameters
+        ----------
+        paths : the chains' paths, all with one stride; with velocities where the engine has them and one side is kept.
+        ensemble : what the paths must belong to; the old ones do.
+        seeds : one per chain: a trial depends on its path and seed alone.
+        max_frames : longer paths do not belong to the ensemble either.
+
+        Raises
+        ------
+        DataError : numbers of paths and seeds or strides differ, or a path lacks velocities.
+        """
+        self._check(engine, paths, seeds)
+        shots = self._aimed(engine, paths, seeds, max_frames)
+        halves = self._run(engine, shots, ensemble, seeds)
+        evaluations = steps(paths[0].stride, engine.time_step, "stride")
+        return self._judged(engine, shots, halves, ensemble, evaluations)
+
+    def _check(self, engine: Engine, paths: Sequence[Trajectory], seeds: Sequence[int]) -> None:
+        if not paths or len(paths) != len(seeds):
+            raise DataError(f"{len(paths)} paths and {len(seeds)} seeds, expected one seed for each of at least one path")
+        for i, path in enumerate(paths):
+            if not math.isclose(path.stride, paths[0].stride):
+                raise DataError(f"path {i} has a frame every {path.stride:g} ps, path 0 every {paths[0].stride:g} ps")
+            if self.ways == 1 and has_velocities(engine) and path.velocities is None:
+                raise DataError(f"path {i} has no velocities, so its future cannot be made anew alone", "shoot two ways first")
+
+    def _aimed(self, engine: Engine, paths: Sequence[Trajectory], seeds: Sequence[int], max_frames: int) -> list[_Shot]:
+        shots = []
+        for path, seed in zip(paths, seeds, strict=True):
+            rng = stream(seed, "shot")
+            u = float(rng.random())
+            direction: Direction = "both" if self.ways == 2 else ("forward", "backward")[int(rng.integers(2))]
+            frame = choose(self.selector.weights(path.positions), rng)
+            if frame is None:
+                raise DataError("the selector gives every frame of a path the weight zero", "make it wider, or move its center")
+            longest = self.selector.longest(len(path), u)
+            limit = max_frames if longest > max_frames else math.floor(longest)
+            shots.append(_Shot(path, frame, direction, math.log(u) if u > 0 else -math.inf, limit, longest < max_frames))
+        points = [shot.path.state(shot.frame) for shot in shots]
+        if self.ways == 2:
+            points = fresh(engine, points, [integer_seed(seed, "velocities") for seed in seeds])
+        back = iter(turned(engine, [p for p, shot in zip(points, shots, strict=True) if shot.direction != "forward"]))
+        behind: list[tuple[State, ...]] = [() if shot.direction == "forward" else (next(back),) for shot in shots]
+        ahead: list[tuple[State, ...]] = [
+            () if shot.direction == "backward" else (point,) for point, shot in zip(points, shots, strict=True)
+        ]
+        return [replace(shot, starts=b + f) for shot, b, f in zip(shots, behind, ahead, strict=True)]
+
+    def _run(self, engine: Engine, shots: Sequence[_Shot], ensemble: PathSet, seeds: Sequence[int]) -> list[tuple[Trajectory, ...] | None]:
+        """Return the halves of every shot, None where the old path leaves no frame for one."""
+        going = [(shot, seed) for shot, seed in zip(shots, seeds, strict=True) if shot.budget >= 1]
+        if not going:
+            return [None] * len(shots)
+        stride = going[0][0].path.stride
+        halves = iter(
+            propagated(
+                engine,
+                [state for shot, _ in going for state in shot.starts],
+                duration=max(shot.budget for shot, _ in going) * stride,
+                stride=stride,
+                stop=ensemble.stop,
+                velocities=True,
+                seed=[integer_seed(seed, "half", i) for shot, seed in going for i in range(len(shot.starts))],
+            )
+        )
+        return [tuple(next(halves) for _ in shot.starts) if shot.budget >= 1 else None for shot in shots]
+
+    def _judged(
+        self, engine: Engine, shots: Sequence[_Shot], halves: Sequence[tuple[Trajectory, ...] | None], ensemble: PathSet, evaluations: int
+    ) -> list[Trial]:
+        verdicts = [self._verdict(shot, run, ensemble) for shot, run in zip(shots, halves, strict=True)]
+        accepted = [v.reason == "accepted" for v in verdicts]
+        moving = [i for i, v in enumerate(verdicts) if accepted[i] and v.past is not None and v.past.velocities is not None]
+        pasts = turned_paths(engine, [p for i in moving if (p := verdicts[i].past) is not None])
+        paths = [verdict.path if ok else None for verdict, ok in zip(verdicts, accepted, strict=True)]
+        for i, past in zip(moving, pasts, strict=True):
+            paths[i] = Trajectory.join([past, *_some(verdicts[i].rest)])
+        return [
+            Trial(
+                path, ok, v.reason, v.log_ratio, shot.frame, v.frame, shot.direction, shot.kept if ok else None,
+                evaluations * sum(len(half) for half in run or ()),
+            )
+            for path, ok, v, shot, run in zip(paths, accepted, verdicts, shots, halves, strict=True)
+        ]  # fmt: skip
+
+    def _verdict(self, shot: _Shot, halves: tuple[Trajectory, ...] | None, ensemble: PathSet) -> _Verdict:
+        """Decide on a trial by its positions alone; velocities of the past are turned for accepted paths only."""
+        out_of_time = _Verdict("acceptance" if shot.early else "max length")
+        if halves is None:
+            return out_of_time
+        if any(half.ended == "failed" for half in halves):
+            return _Verdict("failed")
+        n_new = sum(len(half) for half in halves) + shot.limit - shot.budget - (1 if shot.direction == "both" else 0)
+        if any(half.ended != "stopped" for half in halves) or n_new > shot.limit:
+            return out_of_time
+        for past, rest in _orders(shot, halves, ensemble.directed):
+            frame = shot.frame if past is None else len(past)
+            path = rest if past is None else Trajectory.join([_backward_positions(past), rest])
+            if not ensemble.accepts(path):
+                continue
+            old, new = self.selector.weights(shot.path.positions), self.selector.weights(path.positions)
+            log_ratio = log_probability(new, frame) - log_probability(old, shot.frame)
+            return _Verdict("accepted" if shot.log_u < log_ratio else "acceptance", log_ratio, frame, path, past, rest)
+        return _Verdict("ensemble")
+
+
+def _orders(shot: _Shot, halves: tuple[Trajectory, ...], directed: bool) -> list[tuple[Trajectory | None, Trajectory]]:
+    """Return which new half may be the past (as it was run; None: there is none), and the path that follows it.
+
+    Velocities v and R v are drawn equally often, so either half of a two-way shot may be the past; in an ensemble that
+    has no path together with its reverse, taking the one that fits doubles the chance of every path alike.
+    """
+    old, s = shot.path, shot.frame
+    if shot.direction == "forward":
+        return [(None, Trajectory.join([_piece(old, 0, s + 1), halves[0]]))]
+    if shot.direction == "backward":
+        return [(halves[0], _piece(old, s, len(old)))]
+    back, forth = (_one_frame(state, old) for state in shot.starts)
+    orders = [(halves[0], Trajectory.join([forth, halves[1]])), (halves[1], Trajectory.join([back, halves[0]]))]
+    return list(orders if directed else orders[:1])
+
+
+def _piece(path: Trajectory, first: int, end: int) -> Trajectory:
+    velocities = None if path.velocities is None else path.velocities[first:end]
+    boxes = None if path.boxes is None else path.boxes[first:end]
+    return Trajectory(path.positions[first:end], path.stride, velocities, boxes, path.topology)
+
+
+def _one_frame(state: State, path: Trajectory) -> Trajectory:
+    velocities = None if state.velocities is None else state.velocities[None]
+    return Trajectory(state.positions[None], path.stride, velocities, None if state.box is None else state.box[None], path.topology)
+
+
+def _backward_positions(path: Trajectory) -> Trajectory:
+    boxes = None if path.boxes is None else path.boxes[::-1]
+    return Trajectory(path.positions[::-1], path.stride, None, boxes, path.topology)
+
+
+def _some(path: Trajectory | None) -> list[Trajectory]:
+    return [] if path is None else [path]

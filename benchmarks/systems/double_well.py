@@ -116,3 +116,25 @@ def transitions(x: Array) -> Transitions:
         changes = np.flatnonzero(np.diff(row[visited]) != 0)
         durations += [(visited[i + 1] - visited[i]) * STRIDE for i in changes]
     return Transitions(len(durations), x.shape[0] * (x.shape[1] - 1) * STRIDE, np.array(durations))
+
+
+def passages(trajectory: Array) -> list[Array]:
+    """Return every passage between A and B in frames (n, 2), from the last frame in the one to the first in the other.
+
+    Those from B to A are turned round, which equilibrium dynamics leaves equally likely; so all run from A to B.
+    """
+    x = trajectory[:, 0]
+    core = np.where(x < CORES[0], -1, np.where(x > CORES[1], 1, 0))
+    visited = np.flatnonzero(core)
+    out = []
+    for i in np.flatnonzero(np.diff(core[visited]) != 0):
+        path = trajectory[visited[i] : visited[i + 1] + 1]
+        out.append(path if core[visited[i]] < 0 else path[::-1])
+    return out
+
+
+def between_cores(frames: Array) -> Array:
+    """Return those of snippets (n, n_frames, 2) that have one end in A and the other in B, turned to begin in A."""
+    first, last = frames[:, 0, 0], frames[:, -1, 0]
+    there, back = (first < CORES[0]) & (last > CORES[1]), (first > CORES[1]) & (last < CORES[0])
+    return np.concatenate([frames[there], frames[back][:, ::-1]])

@@ -9,6 +9,7 @@ from couloir.analysis.free_energy import free_energy_surface
 from couloir.analysis.landscape import Landscape, landscape
 from couloir.analysis.mbar import MbarResult, mbar, reweight
 from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_path
+from couloir.analysis.path_ensemble import PathDensity, PathEnsemble
 from couloir.analysis.reduced import ReducedState, Reweighted
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.streaming import StreamedWham
@@ -18,7 +19,7 @@ from couloir.analysis.wham import WhamResult, wham
 
 __all__ = [
     "BiasedSamples", "Estimate", "Expectation", "FreeEnergySurface", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath",
-    "ReducedState", "Reweighted", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "convergence", "detect_equilibration",
-    "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface", "landscape", "mbar", "minimum_free_energy_path",
-    "reweight", "solve_mbar", "statistical_inefficiency", "wham", "window_graph",
+    "PathDensity", "PathEnsemble", "ReducedState", "Reweighted", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "convergence",
+    "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface", "landscape", "mbar",
+    "minimum_free_energy_path", "reweight", "solve_mbar", "statistical_inefficiency", "wham", "window_graph",
 ]  # fmt: skip

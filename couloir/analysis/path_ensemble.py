@@ -1,0 +1,279 @@
+"""PathEnsemble: reactive paths sampled by Markov chains, with their weights, and averages over them with error bars.
+
+A path that a chain keeps for several steps is listed once and counted as often (its multiplicity).  Paths that still
+hold frames of the path their chain was started from carry no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.analysis.samples import IntArray
+from couloir.analysis.surface import Estimate
+from couloir.analysis.timeseries import scale_reduction, statistical_inefficiency
+from couloir.cv.base import CollectiveVariable
+from couloir.errors import DataError, Finding
+from couloir.trajectory import Array, Trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Mask = npt.NDArray[np.bool_]
+Observable = Callable[[Trajectory], float] | npt.ArrayLike
+
+DISAGREE = 1.2
+"""Potential scale reduction of the durations above which chains are said to sample different paths."""
+_DRAWN = 50  # paths drawn in a figure
+
+
+@dataclass(frozen=True, eq=False)
+class PathDensity:
+    """Where along a CV reactive paths spend their time.
+
+    Attributes
+    ----------
+    name, unit : of the CV.
+    edges : (n_bins + 1,) of the bins.
+    density, standard_error : (n_bins,) one over the unit of the CV; the density integrates to 1 over the bins.
+    """
+
+    name: str
+    unit: str
+    edges: Array
+    density: Array
+    standard_error: Array
+
+    @property
+    def centers(self) -> Array:
+        """Centres of the bins, (n_bins,)."""
+        return np.asarray((self.edges[1:] + self.edges[:-1]) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class PathEnsemble:
+    """Paths that Markov chains visited, one entry per path a chain moved to.
+
+    Attributes
+    ----------
+    paths : from A to B in time order.
+    chain, step : (n,) which chain moved to the path, and at which step; step 0 is the path a chain was started from.
+    multiplicity : (n,) steps the chain spent at the path, counting rejected moves from it.
+    decorrelated : (n,) whether no frame of the path is a frame of the path its chain was started from.
+    outcomes : per outcome of a move, how often each chain met it, (n_chains,).
+    force_evaluations : steps of dynamics that were spent.
+    findings : named warnings.
+
+    Raises
+    ------
+    DataError : there are no paths, the arrays are not one number per path, or strides differ.
+    """
+
+    paths: tuple[Trajectory, ...]
+    chain: IntArray
+    step: IntArray
+    multiplicity: IntArray
+    decorrelated: Mask
+    outcomes: Mapping[str, IntArray]
+    force_evaluations: int
+    findings: tuple[Finding, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.paths)
+        if n == 0:
+            raise DataError("there are no paths")
+        if not np.allclose([path.stride for path in self.paths], self.paths[0].stride):
+            raise DataError("paths differ in the time between frames", "use paths of one stride")
+        for name, kind in (("chain", np.int64), ("step", np.int64), ("multiplicity", np.int64), ("decorrelated", np.bool_)):
+            array = np.array(getattr(self, name), dtype=kind)
+            if array.shape != (n,):
+                raise DataError(f"{name} has shape {array.shape}, expected ({n},): one entry per path")
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        if (self.multiplicity < 0).any():
+            raise DataError("multiplicities must not be negative")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def stride(self) -> float:
+        """Time between frames, ps."""
+        return self.paths[0].stride
+
+    @property
+    def n_chains(self) -> int:
+        """Number of chains."""
+        return int(self.chain.max()) + 1
+
+    @property
+    def n_steps(self) -> int:
+        """Steps each chain was moved."""
+        return int(self.multiplicity.sum()) // self.n_chains
+
+    @property
+    def weights(self) -> Array:
+        """Share of each path in averages, (n,): its multiplicity, 0 before decorrelation; sums to 1 (all 0 when none is decorrelated)."""
+        counts = self.multiplicity * self.decorrelated
+        return np.asarray(counts / max(1, int(counts.sum())), dtype=np.float64)
+
+    @property
+    def lengths(self) -> IntArray:
+        """Number of frames of each path, (n,)."""
+        return np.array([len(path) for path in self.paths], dtype=np.int64)
+
+    @property
+    def durations(self) -> Array:
+        """Time from the last frame in A to the first frame in B, (n,) ps."""
+        return np.asarray((self.lengths - 1) * self.stride)
+
+    @property
+    def acceptance(self) -> float:
+        """Share of all moves that were accepted; NaN before any move."""
+        total = sum(int(counts.sum()) for counts in self.outcomes.values())
+        return float(self.outcomes["accepted"].sum()) / total if total else float("nan")
+
+    @property
+    def n_effective(self) -> float:
+        """Effectively independent decorrelated paths, judged by their durations; 0 when none is decorrelated."""
+        series = self._series(self.durations)
+        return sum(map(len, series)) / _inefficiency(series) if series else 0.0
+
+    def values(self, observable: Observable) -> Array:
+        """Return a number per path (n,): of a function of a path, or of an array that has them already.
+
+        Raises
+        ------
+        DataError : there is not one finite number per path.
+        """
+        found = np.array([observable(path) for path in self.paths] if callable(observable) else observable, dtype=np.float64)
+        if found.shape != (len(self),) or not np.isfinite(found).all():
+            raise DataError(f"the observable has shape {found.shape}, expected one finite number for each of {len(self)} paths")
+        return found
+
+    def mean(self, observable: Observable, unit: str = "") -> Estimate:
+        """Return the mean of an observable over decorrelated paths, repeats counted.
+
+        The standard error is that of n/g independent paths, with g the largest statistical inefficiency of any chain (one
+        that did not hop for a while looks fast), or follows from how far the chains' means lie apart where that is more.
+
+        Raises
+        ------
+        DataError : no path is decorrelated, or the observable is not one finite number per path.
+        """
+        series = self._series(self.values(observable))
+        if not series:
+            raise DataError("no path is decorrelated from the paths the chains were started from", "sample more steps")
+        together = np.concatenate(series)
+        mean = float(together.mean())
+        error = float(together.std()) * np.sqrt(_inefficiency(series) / len(together))
+        if len(series) > 1:
+            share = np.array([len(s) for s in series]) / len(together)
+            apart = share * (np.array([s.mean() for s in series]) - mean)
+            error = max(error, float(np.sqrt((apart**2).sum() * len(series) / (len(series) - 1))))
+        return Estimate(mean, float(error), unit)
+
+    def density(self, cv: CollectiveVariable, bins: int | npt.ArrayLike = 50) -> PathDensity:
+        """Return the density of frames of decorrelated paths along a CV.
+
+        Parameters
+        ----------
+        cv : where.
+        bins : their number over all frames of the paths (a whole period), or their edges in increasing order.
+
+        Raises
+        ------
+        DataError : no path is decorrelated, the edges do not increase, or no frame is between them.
+        """
+        along = [np.asarray(cv.evaluate(path.positions), dtype=np.float64) for path in self.paths]
+        edges = _edges(cv, np.concatenate(along), bins)
+        counts = np.array([np.histogram(x, edges)[0] for x in along], dtype=np.float64)
+        per_path = self.mean(counts.sum(axis=1)).value
+        if per_path == 0:
+            raise DataError(f"no frame of a decorrelated path is between {edges[0]:g} and {edges[-1]:g} of {cv.name}", "widen the bins")
+        share = self.weights @ counts / per_path
+        # a ratio of two means: its error is that of counts minus what the path's length explains (delta method)
+        errors = [self.mean((counts[:, i] - p * counts.sum(axis=1)) / per_path).standard_error for i, p in enumerate(share)]
+        width = np.diff(edges)
+        return PathDensity(cv.name, cv.unit, edges, share / width, np.array(errors) / width)
+
+    def diagnose(self) -> list[Finding]:
+        """Return what is unsure: findings of the sampling, and chains whose durations disagree."""
+        found = list(self.findings)
+        series = self._series(self.durations)
+        if len(series) > 1:
+            ratio = scale_reduction(series, None).value
+            if ratio > DISAGREE:
+                text = f"the chains' paths differ in duration more than chance explains (R = {ratio:.2f})"
+                found.append(Finding("chains-disagree", text, "sample more steps; chains may sit in different channels"))
+        return found
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per path."""
+        import pandas as pd
+
+        return pd.DataFrame({
+            "chain": self.chain, "step": self.step, "multiplicity": self.multiplicity, "decorrelated": self.decorrelated,
+            "weight": self.weights, "frames": self.lengths, "duration_ps": self.durations,
+        })  # fmt: skip
+
+    def plot(self, cv: CollectiveVariable, ax: Axes | None = None) -> Axes:
+        """Draw a CV along decorrelated paths (at most 50, evenly picked; all kinds when none is decorrelated); returns the axes."""
+        from couloir.analysis.plots import _LINE, _axes, label
+
+        ax = _axes(ax)
+        pool = np.flatnonzero(self.weights > 0) if self.decorrelated.any() else np.arange(len(self))
+        for i in pool[np.unique(np.linspace(0, len(pool) - 1, _DRAWN).astype(int))] if len(pool) else pool:
+            y = np.array(cv.evaluate(self.paths[i].positions), dtype=np.float64)
+            x = self.stride * np.arange(len(y), dtype=np.float64)
+            if cv.period is not None:  # the line stops at the seam instead of crossing the figure
+                seam = np.flatnonzero(np.abs(np.diff(y)) > cv.period / 2) + 1
+                x, y = np.insert(x, seam, np.nan), np.insert(y, seam, np.nan)
+            ax.plot(x, y, color=_LINE, alpha=0.25, linewidth=0.8)
+        ax.set_xlabel(label("time since A", "ps"))
+        ax.set_ylabel(label(cv.name, cv.unit))
+        return ax
+
+    def __str__(self) -> str:
+        names = list(self.outcomes)
+        lines = [
+            f"PathEnsemble: {len(self)} paths ({int(self.decorrelated.sum())} decorrelated), "
+            f"{self.n_chains} chains x {self.n_steps} steps, {self.force_evaluations} force evaluations",
+            "  chain" + "".join(f"{name:>12}" for name in names) + f"{'decorrelated':>14}",
+        ]
+        for c in range(self.n_chains):
+            free = self.step[(self.chain == c) & self.decorrelated]
+            since = f"from step {free.min()}" if len(free) else "never"
+            lines.append(f"  {c:>5}" + "".join(f"{self.outcomes[name][c]:>12}" for name in names) + f"{since:>14}")
+        if self.weights.any():
+            lines.append(f"  duration {self.mean(self.durations, 'ps')}, {self.n_effective:.0f} effectively independent paths")
+        return "\n".join([*lines, *map(str, self.diagnose())])
+
+    def _series(self, values: Array) -> list[Array]:
+        """Return, per chain that has any, the values at its steps after decorrelation."""
+        out = []
+        for c in range(self.n_chains):
+            rows = np.flatnonzero((self.chain == c) & self.decorrelated & (self.multiplicity > 0))
+            rows = rows[np.argsort(self.step[rows])]
+            if len(rows):
+                out.append(np.repeat(values[rows], self.multiplicity[rows]))
+        return out
+
+
+def _inefficiency(series: list[Array]) -> float:
+    return max(statistical_inefficiency(s) for s in series)
+
+
+def _edges(cv: CollectiveVariable, values: Array, bins: Any) -> Array:
+    if np.ndim(bins) == 0:
+        low, high = (-cv.period / 2, cv.period / 2) if cv.period is not None else (float(values.min()), float(values.max()))
+        return np.linspace(low, high, int(bins) + 1)
+    edges = np.array(bins, dtype=np.float64)
+    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise DataError(f"the edges of the bins along {cv.name} do not increase", "give a number of bins, or increasing edges")
+    return edges

@@ -1,0 +1,289 @@
+"""Transition path sampling: Markov chains of reactive paths, all moved together, from first paths that carry no weight.
+
+Step k of a chain is a pure function of its path after step k-1 and a seed derived from (seed, name, chain, k), so a run
+that was interrupted continues exactly where an uninterrupted one would have gone (Dellago, Bolhuis, Geissler, Adv. Chem.
+Phys. 123, 1 (2002); Bolhuis, Dellago, Rev. Comput. Chem. 27, 111 (2010)).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.analysis.path_ensemble import PathEnsemble
+from couloir.cv.region import Region
+from couloir.errors import DataError, Finding
+from couloir.progress import progress_bar
+from couloir.sampling.engine import Engine
+from couloir.sampling.path_ensembles import TransitionEnsemble
+from couloir.sampling.path_moves import ShootingMove, Trial
+from couloir.sampling.path_store import REASONS, PathLog, bare
+from couloir.sampling.velocities import fresh, turned
+from couloir.store import Store
+from couloir.streams import integer_seed
+from couloir.trajectory import State, Trajectory
+from couloir.units import convert
+
+IntArray = npt.NDArray[np.int64]
+OnProgress = Callable[[int, int], None]
+
+PATIENCE = 10
+"""Times the steps asked for, after which a run until decorrelation gives up."""
+CUT = 0.05
+"""Share of trials beyond the maximum length above which a finding says so."""
+
+
+@dataclass(frozen=True, eq=False)
+class TransitionPathSampling:
+    """Sampling of the paths that lead from A to B, by moves that leave their distribution unchanged.
+
+    Attributes
+    ----------
+    region_a, region_b : the two states; decided at frames only.
+    move : proposes and accepts paths.
+    max_duration : ps; longer paths are not part of the ensemble.
+    name : prefix of what is stored, and part of every random stream.
+    """
+
+    engine: Engine
+    region_a: Region
+    region_b: Region
+    move: ShootingMove = field(default_factory=ShootingMove.one_way)
+    max_duration: Any = field(kw_only=True)
+    name: str = field(default="paths", kw_only=True)
+
+    def run(
+        self,
+        first: Trajectory | Iterable[Trajectory],
+        n_paths: int,
+        n_chains: int = 4,
+        *,
+        seed: int,
+        store: Store | None = None,
+        run_until_decorrelated: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> PathEnsemble:
+        """Move chains of paths and return every path they visited.
+
+        Parameters
+        ----------
+        first : paths that lead from A to B or back (trajectories, or what :func:`reactive_seeds` returns), dealt to the
+            chains in turn; what is before the last frame in A and after the first frame in B is cut off.
+        n_paths : paths to sample over all chains, rejected moves counting the old path again; rounded up to whole steps.
+        store : where every step is kept; a store that holds some of this run already is continued.
+        run_until_decorrelated : count only paths that hold no frame of the first ones, and go on until every chain has
+            left its first path; a finding says so when that fails after ten times as many steps.
+        on_progress : called with the paths sampled and asked for, after every step.
+
+        Raises
+        ------
+        DataError : a first path does not connect A and B, or is longer than ``max_duration``; strides or atoms differ; or
+            there are no paths or chains to sample.
+        StoreError : the store holds another run of this name.
+        """
+        if n_paths < 1 or n_chains < 1:
+            raise DataError(f"n_paths = {n_paths}, n_chains = {n_chains}, expected at least 1 of each")
+        starts, max_frames = self._first_paths(first, n_chains, seed)
+        ensemble = TransitionEnsemble(self.region_a, self.region_b)
+        log = PathLog(store, self.name, self._plan(starts, max_frames, seed))
+        chains = _Chains(starts)
+        goal = _Goal(n_paths, math.ceil(n_paths / n_chains), run_until_decorrelated)
+        with progress_bar(self.name, n_paths, "paths") as bar:
+            stored = log.replay(chains.paths)
+            shown = 0
+            try:
+                while not goal.reached(chains):
+                    trials = next(stored, None)
+                    if trials is None:
+                        seeds = [integer_seed(seed, self.name, "chain", c, "step", chains.steps + 1) for c in range(n_chains)]
+                        trials = self.move.propose(self.engine, chains.paths, ensemble, seeds=seeds, max_frames=max_frames)
+                        log.add(trials, chains.paths)
+                    chains.apply(trials)
+                    done = min(goal.done(chains), n_paths)
+                    bar.advance(done - shown, f"acceptance {chains.acceptance:.2f}")
+                    shown = done
+                    if on_progress is not None:
+                        on_progress(done, n_paths)
+            finally:
+                log.commit()
+        return chains.ensemble()
+
+    def _first_paths(self, first: Trajectory | Iterable[Trajectory], n_chains: int, seed: int) -> tuple[list[Trajectory], int]:
+        """Return the first path of each chain, from A to B, and the most frames a path may have."""
+        given = [first] if isinstance(first, Trajectory) else list(first)
+        if not given:
+            raise DataError("there are no first paths", "find some by reactive_seeds, two_way_shots, or a run at higher temperature")
+        shapes = {(path.positions.shape[1:], round(path.stride, 9), path.boxes is None) for path in given}
+        if len(shapes) > 1:
+            raise DataError("first paths differ in atoms, stride or box", "give paths of one system at one stride")
+        max_frames = math.floor(round(convert(self.max_duration, "ps", "max_duration") / given[0].stride, 6)) + 1
+        if max_frames < 3:
+            raise DataError(f"max_duration = {self.max_duration} holds no path of frames every {given[0].stride:g} ps", "raise it")
+        paths = [self._reactive(path, i, integer_seed(seed, "first", i)) for i, path in enumerate(given[:n_chains])]
+        for i, path in enumerate(paths):
+            if len(path) > max_frames:
+                length = (len(path) - 1) * path.stride
+                raise DataError(f"first path {i} takes {length:g} ps, longer than max_duration = {self.max_duration}", "raise max_duration")
+        return [paths[c % len(paths)] for c in range(n_chains)], max_frames
+
+    def _reactive(self, path: Trajectory, number: int, seed: int) -> Trajectory:
+        """Return the part of a path from A to B, turned round when it runs from B to A; with velocities where the engine has them."""
+        in_a, in_b = self.region_a.contains(path.positions), self.region_b.contains(path.positions)
+        if (in_a & in_b).any():
+            raise DataError(f"A ({self.region_a}) and B ({self.region_b}) overlap", "make the two states disjoint")
+        ahead, behind = _connection(in_a, in_b), _connection(in_b, in_a)
+        found = ahead if ahead is not None else behind
+        if found is None:
+            never = " and ".join(name for name, inside in (("A", in_a), ("B", in_b)) if not inside.any())
+            raise DataError(
+                f"first path {number} does not connect A ({self.region_a}) and B ({self.region_b})"
+                + (f": it is never in {never}" if never else ""),
+                "give paths that visit both states, or find some by reactive_seeds",
+            )
+        if found.stop - found.start < 3:
+            raise DataError(f"first path {number} has no frame between A and B to shoot from", "keep frames more often, or shrink A and B")
+        states = [path.state(i) for i in range(found.start, found.stop)]
+        if not getattr(self.engine, "underdamped", True):
+            states = [State(state.positions, None, state.box) for state in states]
+        elif path.velocities is None:
+            states = fresh(self.engine, states, seed)
+        if ahead is None:
+            states = turned(self.engine, states)[::-1]
+        return _from_states(states, path)
+
+    def _plan(self, starts: Sequence[Trajectory], max_frames: int, seed: int) -> dict[str, Any]:
+        total = hashlib.sha256()
+        for path in starts:
+            for array in (path.positions, path.velocities, path.boxes):
+                total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
+        return {
+            "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "move": _described(self.move),
+            "max_frames": max_frames, "n_chains": len(starts), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
+        }  # fmt: skip
+
+
+class _Chains:
+    """The paths of all chains so far, and where each frame comes from."""
+
+    def __init__(self, starts: Sequence[Trajectory]) -> None:
+        self.paths = list(starts)
+        self.steps = 0
+        self.force_evaluations = 0
+        self.visited = list(starts)
+        self.rows: list[list[int]] = [[c, 0, 0, 0] for c in range(len(starts))]  # chain, step, multiplicity, decorrelated
+        self.made_by = [np.zeros(len(path), dtype=np.int64) for path in starts]  # the step that made each frame; 0: the first path
+        self.outcomes: dict[str, IntArray] = {reason: np.zeros(len(starts), dtype=np.int64) for reason in REASONS}
+        self._row = list(range(len(starts)))
+
+    @property
+    def acceptance(self) -> float:
+        return float(self.outcomes["accepted"].sum()) / max(1, self.steps * len(self.paths))
+
+    @property
+    def decorrelated(self) -> list[bool]:
+        return [bool(self.rows[row][3]) for row in self._row]
+
+    @property
+    def n_decorrelated(self) -> int:
+        return sum(multiplicity for _, _, multiplicity, free in self.rows if free)
+
+    def apply(self, trials: Sequence[Trial]) -> None:
+        """Take one step: each chain moves to an accepted path, or stays where it is once more."""
+        self.steps += 1
+        for c, trial in enumerate(trials):
+            self.outcomes[trial.reason][c] += 1
+            self.force_evaluations += trial.force_evaluations
+            if trial.accepted and trial.path is not None:
+                self.made_by[c] = _made_by(trial, self.made_by[c], self.steps)
+                self.paths[c] = bare(trial.path)
+                self._row[c] = len(self.rows)
+                self.visited.append(self.paths[c])
+                self.rows.append([c, self.steps, 0, int((self.made_by[c] > 0).all())])
+            self.rows[self._row[c]][2] += 1
+
+    def ensemble(self) -> PathEnsemble:
+        table = np.array(self.rows, dtype=np.int64)
+        order = np.lexsort((table[:, 1], table[:, 0]))
+        chain, step, multiplicity, free = table[order].T
+        paths = tuple(self.visited[i] for i in order)
+        return PathEnsemble(paths, chain, step, multiplicity, free.astype(bool), self.outcomes, self.force_evaluations, self._findings())
+
+    def _findings(self) -> tuple[Finding, ...]:
+        found = []
+        stuck = [c for c, free in enumerate(self.decorrelated) if not free]
+        if stuck:
+            text = f"{len(stuck)} of {len(self.paths)} chains still hold frames of their first path after {self.steps} steps: no weight"
+            found.append(Finding("first-path-remains", text, "sample more steps, or run until decorrelated"))
+        share = float(self.outcomes["max length"].sum()) / max(1, self.steps * len(self.paths))
+        if share > CUT:
+            text = f"{share:.0%} of the trials were cut off at the maximum length"
+            found.append(Finding("paths-cut", text, "raise max_duration: long paths are missing from the ensemble"))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """When enough has been sampled."""
+
+    n_paths: int
+    n_steps: int
+    decorrelated: bool
+
+    def done(self, chains: _Chains) -> int:
+        return chains.n_decorrelated if self.decorrelated else chains.steps * len(chains.paths)
+
+    def reached(self, chains: _Chains) -> bool:
+        if not self.decorrelated:
+            return chains.steps >= self.n_steps
+        return chains.steps >= PATIENCE * self.n_steps or (self.done(chains) >= self.n_paths and all(chains.decorrelated))
+
+
+def _made_by(trial: Trial, old: IntArray, step: int) -> IntArray:
+    """Return the step that made each frame of an accepted path, given those of the old path's frames.
+
+    A shooting point keeps its positions, so it counts as a frame of the old path even where its velocities are new.
+    """
+    assert trial.path is not None
+    out = np.full(len(trial.path), step, dtype=np.int64)
+    shared = trial.shared if trial.shared is not None else (trial.frame_old, trial.frame_old) if trial.frame_old >= 0 else None
+    if shared is not None:
+        first, last = shared
+        shift = trial.frame_new - trial.frame_old
+        out[first + shift : last + shift + 1] = old[first : last + 1]
+    return out
+
+
+def _described(move: ShootingMove) -> str:
+    """Return a move with the numbers of its selector; other settings by their kind, as their text may differ between processes."""
+    settings = {
+        key: value if isinstance(value, (int, float, str)) else getattr(value, "name", type(value).__name__)
+        for key, value in sorted(vars(move.selector).items())
+    }
+    return f"{move} {settings}" if settings else str(move)
+
+
+def _connection(start: npt.NDArray[np.bool_], end: npt.NDArray[np.bool_]) -> slice | None:
+    """Return the first stretch from a last frame in ``start`` to a first frame in ``end``, both included."""
+    if not start.any() or not end[np.flatnonzero(start)[0] :].any():
+        return None
+    begin = int(np.flatnonzero(start)[0])
+    arrival = begin + int(np.flatnonzero(end[begin:])[0])
+    return slice(begin + int(np.flatnonzero(start[begin:arrival])[-1]), arrival + 1)
+
+
+def _from_states(states: Sequence[State], like: Trajectory) -> Trajectory:
+    velocities = [s.velocities for s in states if s.velocities is not None]
+    boxes = [s.box for s in states if s.box is not None]
+    return Trajectory(
+        np.array([s.positions for s in states]),
+        like.stride,
+        np.array(velocities) if velocities else None,
+        np.array(boxes) if boxes else None,
+        like.topology,
+    )

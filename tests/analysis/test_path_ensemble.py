@@ -1,0 +1,162 @@
+"""Path ensembles: weights that leave out what is not sampled yet, means with honest errors, densities along a CV."""
+
+import numpy as np
+import pytest
+
+from couloir.analysis import PathEnsemble
+from couloir.errors import DataError, Finding
+from couloir.sampling import potentials
+from couloir.streams import stream
+from couloir.trajectory import Trajectory
+
+X, _ = potentials.double_well(2.0, harmonic=4.0).cvs()
+
+
+def path(n, low=-1.0, high=1.0):
+    x = np.linspace(low, high, n)
+    return Trajectory(np.stack([x, np.zeros(n)], axis=1)[:, None, :], 0.1)
+
+
+def ensemble(lengths=(5, 9, 3, 21), chain=(0, 0, 0, 1), step=(0, 2, 5, 0), multiplicity=(1, 3, 1, 5), decorrelated=(0, 1, 1, 0), **other):
+    outcomes = other.pop("outcomes", {"accepted": np.array([2, 0]), "ensemble": np.array([3, 5])})
+    return PathEnsemble(tuple(map(path, lengths)), chain, step, multiplicity, decorrelated, outcomes, 1000, **other)
+
+
+def correlated(seed, n_chains=4, n_steps=400, keep=0.9, shift=0.0):
+    """Chains whose path lengths follow an autoregressive series around 100; every step is a path of its own."""
+    rng = stream(seed, "lengths")
+    y = np.zeros((n_chains, n_steps))
+    y[:, 0] = rng.standard_normal(n_chains)
+    for t in range(1, n_steps):
+        y[:, t] = keep * y[:, t - 1] + np.sqrt(1 - keep**2) * rng.standard_normal(n_chains)
+    y += shift * np.arange(n_chains)[:, None]
+    chain, step = np.divmod(np.arange(y.size), n_steps)
+    one = np.ones(y.size, dtype=int)
+    outcomes = {"accepted": np.full(n_chains, n_steps)}
+    return PathEnsemble((path(3),) * y.size, chain, step + 1, one, one, outcomes, 0), y.ravel()
+
+
+def test_weights_count_repeats_and_leave_out_paths_that_hold_frames_of_the_first():
+    found = ensemble()
+    assert found.weights.tolist() == [0.0, 0.75, 0.25, 0.0]
+    assert found.durations == pytest.approx([0.4, 0.8, 0.2, 2.0])
+    assert found.mean(found.durations, "ps").value == pytest.approx(0.75 * 0.8 + 0.25 * 0.2)
+    assert found.mean(lambda p: float(len(p))).value == pytest.approx(7.5)
+    assert (found.n_chains, found.n_steps, found.acceptance) == (2, 5, 0.2)
+
+
+def test_without_decorrelated_paths_there_are_no_weights_and_no_means():
+    found = ensemble(decorrelated=(0, 0, 0, 0))
+    assert not found.weights.any()
+    assert found.n_effective == 0
+    assert "never" in str(found)
+    with pytest.raises(DataError, match="sample more steps"):
+        found.mean(found.durations)
+    with pytest.raises(DataError, match="no path is decorrelated"):
+        found.density(X)
+
+
+def test_the_standard_error_of_correlated_chains_is_that_of_repeated_samplings():
+    estimates = [found.mean(y) for found, y in (correlated(seed) for seed in range(60))]
+    spread = np.std([e.value for e in estimates], ddof=1)
+    told = np.sqrt(np.mean([e.standard_error**2 for e in estimates]))
+    naive = 1 / np.sqrt(1600)
+    # the spread of 60 numbers is known to 9 %, and the error is meant to be rather too large than too small
+    assert 0.7 < told / spread < 2.0
+    assert told > 2.5 * naive
+
+
+def test_chains_that_disagree_have_a_large_error_and_are_reported():
+    found, y = correlated(1, shift=3.0)
+    assert found.mean(y).standard_error > 1.0
+    lengths = [round(50 + 5 * value) for value in y[::10]]
+    apart = PathEnsemble(
+        tuple(map(path, lengths)), found.chain[::10], found.step[::10], np.ones(160), np.ones(160), {"accepted": np.full(4, 40)}, 0
+    )
+    assert "chains-disagree" in [f.code for f in apart.diagnose()]
+
+
+def test_the_density_of_uniform_paths_is_uniform_and_integrates_to_one():
+    found = ensemble(lengths=(5, 2000, 2000, 21)).density(X, np.linspace(-1.0, 1.0, 5))
+    assert found.density == pytest.approx(np.full(4, 0.5), rel=1e-2)
+    assert (found.density * np.diff(found.edges)).sum() == pytest.approx(1.0)
+    assert found.centers == pytest.approx([-0.75, -0.25, 0.25, 0.75])
+
+
+def test_the_density_weighs_frames_by_their_paths():
+    paths = (path(10, -1.0, -0.5), path(10, 0.5, 1.0), path(100, 0.5, 1.0))
+    found = PathEnsemble(paths, (0, 0, 0), (1, 4, 0), (3, 1, 2), (1, 1, 0), {"accepted": np.array([2])}, 0)
+    density = found.density(X, [-1.0, 0.0, 1.0])
+    assert density.density == pytest.approx([0.75, 0.25])
+    assert (density.standard_error > 0).all()
+
+
+def test_the_error_of_the_density_is_that_of_repeated_samplings():
+    def sampled(seed):
+        rng = stream(seed, "sides")
+        sides = rng.random(200) < 0.3
+        paths = tuple(path(20, 0.1, 1.0) if up else path(10, -1.0, -0.1) for up in sides)
+        one = np.ones(200, dtype=int)
+        found = PathEnsemble(paths, 0 * one, np.arange(200), one, one, {"accepted": np.array([200])}, 0)
+        return found.density(X, [-1.0, 0.0, 1.0])
+
+    densities = [sampled(seed) for seed in range(60)]
+    spread = np.std([d.density[1] for d in densities], ddof=1)
+    assert 0.7 < np.mean([d.standard_error[1] for d in densities]) / spread < 1.5
+    exact = 0.3 * 20 / (0.3 * 20 + 0.7 * 10)
+    assert np.mean([d.density[1] for d in densities]) == pytest.approx(exact, abs=4.5 * spread / np.sqrt(60) + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("bins", "message"), [([1.0, 0.0], "do not increase"), ([0.0], "do not increase"), ([5.0, 6.0], "no frame of a decorrelated path")]
+)
+def test_bins_that_say_nothing_are_refused(bins, message):
+    with pytest.raises(DataError, match=message):
+        ensemble().density(X, bins)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": (), "chain": (), "step": (), "multiplicity": (), "decorrelated": ()}, "no paths"),
+        ({"chain": (0, 0)}, "one entry per path"),
+        ({"multiplicity": (1, -1, 1, 1)}, "negative"),
+    ],
+)
+def test_arrays_that_do_not_fit_the_paths_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        ensemble(**change)
+
+
+def test_paths_of_different_strides_are_refused():
+    two = (path(5), Trajectory(path(5).positions, 0.2))
+    with pytest.raises(DataError, match="time between frames"):
+        PathEnsemble(two, (0, 0), (0, 1), (1, 1), (1, 1), {"accepted": np.array([1])}, 0)
+
+
+@pytest.mark.parametrize("bad", [[1.0, 2.0], [1.0, np.nan, 1.0, 1.0]])
+def test_observables_are_one_finite_number_per_path(bad):
+    with pytest.raises(DataError, match="one finite number for each of 4 paths"):
+        ensemble().mean(bad)
+
+
+def test_arrays_cannot_be_changed():
+    with pytest.raises(ValueError, match="read-only"):
+        ensemble().multiplicity[0] = 7
+
+
+def test_text_table_and_figure_show_every_chain_path_and_finding():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    found = ensemble(findings=(Finding("paths-cut", "10% of the trials were cut off"),))
+    text = str(found)
+    assert "from step 2" in text
+    assert "never" in text
+    assert "[paths-cut]" in text
+    table = found.to_dataframe()
+    assert table.weight.tolist() == found.weights.tolist()
+    assert table.duration_ps.tolist() == pytest.approx(found.durations.tolist())
+    axes = found.plot(X)
+    assert len(axes.lines) == 2
+    assert "ps" in axes.get_xlabel()

@@ -1,13 +1,14 @@
 """Two-way shots: from one configuration, real dynamics forward and backward in time until a stable state is reached.
 
-Velocities v are drawn from the Maxwell-Boltzmann distribution at the engine's temperature, projected onto the
-constraints; the forward half starts from (x, v), the backward half from (x, -v) and is turned round (Dellago, Bolhuis,
-Geissler, Adv. Chem. Phys. 123, 1 (2002)).  Overdamped dynamics has no velocities: its halves are two independent runs.
+Velocities v are drawn from the Maxwell-Boltzmann distribution at the engine's temperature; the forward half starts from
+(x, v), the backward half from the turned state R(x, v) of :mod:`couloir.sampling.velocities` and is turned round
+(Dellago, Bolhuis, Geissler, Adv. Chem. Phys. 123, 1 (2002)).  Overdamped dynamics has no velocities: its halves are two
+independent runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from couloir.cv.region import Region
 from couloir.errors import DataError
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, as_states, steps
-from couloir.streams import integer_seed, stream
+from couloir.sampling.velocities import fresh, turned, turned_paths
+from couloir.streams import integer_seed
 from couloir.trajectory import Array, State, Trajectory
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class ShotResults:
     durations : (n, 2) ps from the shooting point to the end of the backward and the forward half.
     failed : (n,) whether the dynamics of a half broke down.
     force_evaluations : steps of dynamics that were spent.
+    from_b_to_a : shot -> its path turned round, for those that were found from B to A.
     """
 
     states: IntArray
@@ -56,6 +59,7 @@ class ShotResults:
     durations: Array
     failed: Mask
     force_evaluations: int
+    from_b_to_a: Mapping[int, Trajectory]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,7 +83,7 @@ class ShotResults:
             ends = self.backward_ends[shot] or "nowhere", self.forward_ends[shot] or "nowhere"
             raise DataError(f"shot {shot} does not connect A and B: it ends in {ends[0]} and {ends[1]}")
         path, frame = self.paths[shot], int(self.shooting_frames[shot])
-        return (path, frame) if self.backward_ends[shot] == "A" else (time_reversed(path), len(path) - 1 - frame)
+        return (path, frame) if self.backward_ends[shot] == "A" else (self.from_b_to_a[shot], len(path) - 1 - frame)
 
     def counts(self) -> dict[str, int]:
         """Return how many shots ended how."""
@@ -115,9 +119,6 @@ def two_way_shots(
 ) -> ShotResults:
     """Shoot both ways from every state until A or B is reached, all halves in one parallel batch.
 
-    Fresh velocities are taken to be those at the time of the positions; an integrator that keeps them half a step apart
-    (``LangevinMiddleIntegrator``) sees the halves meet within half a kick, an error of first order in the time step.
-
     Parameters
     ----------
     states : configurations outside A and B; their own velocities are not used.
@@ -134,44 +135,28 @@ def two_way_shots(
         raise DataError(f"n_per_state = {n_per_state}, expected at least 1")
     _outside(start, region_a, region_b)
     homes = np.repeat(np.arange(len(start)), n_per_state)
-    forward = _with_velocities(engine, [start[i] for i in homes], seed)
-    backward = [_turned(state) for state in forward]
+    forward = fresh(engine, [start[i] for i in homes], [integer_seed(seed, "velocities", i) for i in range(len(homes))])
+    backward = turned(engine, forward)
     seeds = [integer_seed(seed, "half", half, i) for half in range(2) for i in range(len(homes))]
     halves = propagated(
         engine, [*backward, *forward], duration=max_duration, stride=stride, stop=region_a | region_b, velocities=True, seed=seeds
     )
     behind, ahead = halves[: len(homes)], halves[len(homes) :]
     ends = [_end(half, region_a, region_b) for half in halves]
+    pasts = turned_paths(engine, behind)
+    paths = tuple(_joined(past, state, f) for past, state, f in zip(pasts, forward, ahead, strict=True))
+    opposite = [k for k in range(len(homes)) if ends[k] == "B" and ends[len(homes) + k] == "A"]
     return ShotResults(
         homes,
         tuple(ends[: len(homes)]),
         tuple(ends[len(homes) :]),
-        tuple(_joined(b, state, f) for b, state, f in zip(behind, forward, ahead, strict=True)),
+        paths,
         np.array([len(half) for half in behind], dtype=np.int64),
         np.array([[len(b) * b.stride, len(f) * f.stride] for b, f in zip(behind, ahead, strict=True)]),
         np.array([b.ended == "failed" or f.ended == "failed" for b, f in zip(behind, ahead, strict=True)], dtype=bool),
         sum(len(half) for half in halves) * steps(stride, engine.time_step, "stride"),
+        dict(zip(opposite, turned_paths(engine, [paths[k] for k in opposite]), strict=True)),
     )
-
-
-def maxwell_boltzmann(engine: Engine, state: State, rng: np.random.Generator) -> State:
-    """Return the state with velocities drawn at the engine's temperature; constraints, where there are any, hold for both.
-
-    Projecting independent Gaussians of variance kT/m along the constraints leaves the Maxwell-Boltzmann distribution on
-    the constraint manifold.
-    """
-    masses = np.asarray(engine.masses, dtype=np.float64)
-    spread = np.sqrt(np.divide(engine.kT, masses, out=np.zeros_like(masses), where=masses > 0))
-    drawn = State(state.positions, spread[:, None] * rng.standard_normal(state.positions.shape), state.box)
-    constrain = getattr(engine, "apply_constraints", None)
-    return drawn if constrain is None else constrain(drawn)
-
-
-def time_reversed(path: Trajectory) -> Trajectory:
-    """Return a path as it runs backward in time: frames in reverse order, velocities negated; without its series."""
-    velocities = None if path.velocities is None else -path.velocities[::-1]
-    boxes = None if path.boxes is None else path.boxes[::-1]
-    return Trajectory(path.positions[::-1], path.stride, velocities, boxes, path.topology)
 
 
 def _outside(states: Sequence[State], region_a: Region, region_b: Region) -> None:
@@ -180,19 +165,6 @@ def _outside(states: Sequence[State], region_a: Region, region_b: Region) -> Non
         inside = np.flatnonzero(region.contains(positions))
         if len(inside):
             raise DataError(f"state {inside[0]} is inside {name} ({region}), so a shot from it says nothing", "shoot from between A and B")
-
-
-def _with_velocities(engine: Engine, states: Sequence[State], seed: int) -> list[State]:
-    """Return the states with fresh velocities, and with the molecule's box where they have none, as the engine would have it."""
-    usual = getattr(getattr(engine, "molecule", None), "state", None)
-    bare = [State(s.positions, None, s.box if s.box is not None or usual is None else usual.box) for s in states]
-    if not getattr(engine, "underdamped", True):
-        return bare
-    return [maxwell_boltzmann(engine, state, stream(seed, "velocities", i)) for i, state in enumerate(bare)]
-
-
-def _turned(state: State) -> State:
-    return state if state.velocities is None else State(state.positions, -state.velocities, state.box)
 
 
 def _end(half: Trajectory, region_a: Region, region_b: Region) -> str:
@@ -205,7 +177,7 @@ def _end(half: Trajectory, region_a: Region, region_b: Region) -> str:
     return "A" if in_a else "B" if in_b else NOWHERE
 
 
-def _joined(backward: Trajectory, state: State, forward: Trajectory) -> Trajectory:
+def _joined(past: Trajectory, state: State, forward: Trajectory) -> Trajectory:
     middle = Trajectory(
         state.positions[None],
         forward.stride,
@@ -213,4 +185,4 @@ def _joined(backward: Trajectory, state: State, forward: Trajectory) -> Trajecto
         None if state.box is None else state.box[None],
         forward.topology,
     )
-    return Trajectory.join([time_reversed(backward), middle, forward])
+    return Trajectory.join([past, middle, forward])

@@ -7,13 +7,11 @@ import pytest
 from scipy import stats
 
 from couloir.cv.geometric import Coordinate
-from couloir.errors import DataError, SimulationError
-from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.selectors import GaussianSelector, LorentzianSelector
 from couloir.streams import stream
-from couloir.trajectory import State, Trajectory
+from couloir.trajectory import Trajectory
 
 X = Coordinate(0, "x")
 N_SITES, LONGEST = 5, 8

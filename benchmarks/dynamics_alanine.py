@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Data:
     held_out: list[Array]
     complete: tuple[Array, Array] | None = None
     spent: float = 0.0
-    escapes: alanine.Waiting = alanine.Waiting(0, 0.0)
+    escapes: alanine.Waiting = field(default_factory=lambda: alanine.Waiting(0, 0.0))
 
     @property
     def kept(self) -> Any:
@@ -221,9 +221,9 @@ def across_phi(model: FittedTrajectoryDiffusion, data: Data, scale: str, n: int)
     ]  # fmt: skip
     for where, simulations, target in (("C7eq", brute, 50.0), ("C7ax, the easier way", data.escapes, None)):
         ratio = simulations.force_evaluations / per_path if independent else 0.0
-        error = ratio * float(np.sqrt(1 / max(simulations.arrivals, 1) + 1 / max(independent, 1)))
+        spread = ratio * float(np.sqrt(1 / max(simulations.arrivals, 1) + 1 / max(independent, 1)))
         claim = f"brute force from {where} ({simulations}), over it"
-        rows.append(Row(claim, ratio, "", error, target, None if target is None else bool(ratio >= target)))
+        rows.append(Row(claim, ratio, "", spread, target, None if target is None else bool(ratio >= target)))
     total = (spent + data.spent) / max(independent, 1)
     return [*rows, Row("brute force from C7eq over it and the simulations learned from", brute.force_evaluations / total, "")]
 

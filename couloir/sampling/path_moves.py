@@ -6,7 +6,9 @@ the ensemble says stop, and the new path is accepted, if it belongs to the ensem
     min(1, [w(x_s) / sum_new w] / [w(x_s) / sum_old w])
 
 (Bolhuis & Swenson, Adv. Theory Simul. 4, 2000237 (2021), Eqs. 9-13; flexible length: van Erp, Moroni, Bolhuis, J. Chem.
-Phys. 118, 7762 (2003)).  The dynamics' own probabilities cancel: it is reversible under R of
+Phys. 118, 7762 (2003)).  Aimless and spring moves carry a frame x_a along with the path, the anchor, which has that
+probability; x_s lies near it, and the new anchor lies near x_s with the same distribution of distances, so that the ratio
+is that of w(x_a) / sum w; the other moves have a = s.  The dynamics' own probabilities cancel: it is reversible under R of
 :mod:`couloir.sampling.velocities`, and fresh velocities are drawn from equilibrium.
 """
 
@@ -14,8 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
 
 from couloir.errors import DataError
 from couloir.sampling.dragging import propagated
@@ -45,6 +49,7 @@ class Trial:
     direction : in which direction of time dynamics was run.
     shared : first and last frame of the old path that the new one keeps, or None.
     force_evaluations : steps of dynamics that were spent.
+    anchor : of a move that has one, where it is now in the chain's path, accepted or not: hand it to the next proposal.
     """
 
     path: Trajectory | None
@@ -56,6 +61,7 @@ class Trial:
     direction: Direction
     shared: tuple[int, int] | None
     force_evaluations: int
+    anchor: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +70,8 @@ class _Shot:
 
     path: Trajectory
     frame: int
+    anchor: int
+    offset: int
     direction: Direction
     log_u: float
     limit: int
@@ -75,6 +83,10 @@ class _Shot:
         """The most frames that one half may add."""
         kept = {"forward": self.frame + 1, "backward": len(self.path) - self.frame, "both": 2}
         return self.limit - kept[self.direction]
+
+    def anchor_after(self, accepted: int | None) -> int:
+        """Return the anchor when the new path is accepted with this shooting point, or (None) rejected."""
+        return self.anchor if accepted is None else accepted - self.offset
 
     @property
     def kept(self) -> tuple[int, int] | None:
@@ -95,34 +107,70 @@ class _Verdict:
     rest: Trajectory | None = None
 
 
+@dataclass(frozen=True)
 class ShootingMove:
-    """A kind of shooting move; made by :meth:`one_way` and :meth:`two_way`.
+    """A kind of shooting move; made by :meth:`one_way`, :meth:`two_way`, :meth:`aimless` and :meth:`spring`.
 
     Parameters
     ----------
     ways : 1 keeps one side of the old path, 2 makes both anew, with fresh velocities.
-    selector : which frames are shot from.
+    selector : which frames are shot from; where there are offsets, which frames are anchors.
+    offsets : of the shooting point from the anchor, in frames; () has no anchor.
+    bias : an offset d is taken with a weight exp(-bias d) forward and exp(bias d) backward.
     """
 
-    def __init__(self, ways: Literal[1, 2], selector: Selector | None = None) -> None:
-        self.ways = ways
-        self.selector: Selector = selector or UniformSelector()
+    ways: Literal[1, 2]
+    selector: Selector = field(default_factory=UniformSelector)
+    offsets: tuple[int, ...] = ()
+    bias: float = 0.0
 
     @classmethod
     def one_way(cls, selector: Selector | None = None) -> ShootingMove:
         """Keep the past or the future of a frame, each in half of the cases, and make the other anew: stochastic dynamics only."""
-        return cls(1, selector)
+        return cls(1, selector or UniformSelector())
 
     @classmethod
     def two_way(cls, selector: Selector | None = None) -> ShootingMove:
         """Draw velocities anew and run both ways."""
-        return cls(2, selector)
+        return cls(2, selector or UniformSelector())
+
+    @classmethod
+    def aimless(cls, dt_frames: int, selector: Selector | None = None) -> ShootingMove:
+        """Shoot two ways from the anchor or from ``dt_frames`` before or after it (Peters & Trout, J. Chem. Phys. 125, 054108 (2006)).
+
+        Raises
+        ------
+        DataError : ``dt_frames`` is not positive.
+        """
+        _at_least_one("dt_frames", dt_frames)
+        return cls(2, selector or UniformSelector(), (-dt_frames, 0, dt_frames))
+
+    @classmethod
+    def spring(cls, reach: int, stiffness: float, selector: Selector | None = None) -> ShootingMove:
+        """Shoot one way from up to ``reach`` frames around the anchor: forward rather from before it, backward from after it.
+
+        After Brotzakis & Bolhuis, J. Chem. Phys. 145, 164112 (2016), with offsets weighed by exp(-+ stiffness d).
+
+        Raises
+        ------
+        DataError : ``reach`` is not positive.
+        """
+        _at_least_one("reach", reach)
+        return cls(1, selector or UniformSelector(), tuple(range(-reach, reach + 1)), stiffness)
 
     def __str__(self) -> str:
-        return f"{'one' if self.ways == 1 else 'two'}-way shooting ({type(self.selector).__name__})"
+        kind = ("aimless" if self.ways == 2 else "spring") if self.offsets else ("two-way" if self.ways == 2 else "one-way")
+        return f"{kind} shooting ({type(self.selector).__name__})"
 
     def propose(
-        self, engine: Engine, paths: Sequence[Trajectory], ensemble: PathSet, *, seeds: Sequence[int], max_frames: int
+        self,
+        engine: Engine,
+        paths: Sequence[Trajectory],
+        ensemble: PathSet,
+        *,
+        seeds: Sequence[int],
+        max_frames: int,
+        anchors: Sequence[int | None] | None = None,
     ) -> list[Trial]:
         """Return one trial per chain, all dynamics in one parallel batch.
 
@@ -132,13 +180,19 @@ class ShootingMove:
         ensemble : what the paths must belong to; the old ones do.
         seeds : one per chain: a trial depends on its path and seed alone.
         max_frames : longer paths do not belong to the ensemble either.
+        anchors : for aimless and spring moves, of each chain's last trial; None for a chain's first, whose anchor is drawn.
 
         Raises
         ------
-        DataError : numbers of paths and seeds or strides differ, or a path lacks velocities.
+        DataError : numbers of paths, seeds or anchors or strides differ, or a path lacks velocities or the move its anchors.
         """
         self._check(engine, paths, seeds)
-        shots = self._aimed(engine, paths, seeds, max_frames)
+        if self.offsets and (anchors is None or len(anchors) != len(paths)):
+            raise DataError(
+                "this move needs one anchor per chain", "give anchors=[trial.anchor for trial in the last trials], None at first"
+            )
+        aims = [self._aim(path, seed, max_frames, a) for path, seed, a in zip(paths, seeds, anchors or [None] * len(paths), strict=True)]
+        shots = self._started(engine, aims, seeds)
         halves = self._run(engine, shots, ensemble, seeds)
         evaluations = steps(paths[0].stride, engine.time_step, "stride")
         return self._judged(engine, shots, halves, ensemble, evaluations)
@@ -152,18 +206,30 @@ class ShootingMove:
             if self.ways == 1 and has_velocities(engine) and path.velocities is None:
                 raise DataError(f"path {i} has no velocities, so its future cannot be made anew alone", "shoot two ways first")
 
-    def _aimed(self, engine: Engine, paths: Sequence[Trajectory], seeds: Sequence[int], max_frames: int) -> list[_Shot]:
-        shots = []
-        for path, seed in zip(paths, seeds, strict=True):
-            rng = stream(seed, "shot")
-            u = float(rng.random())
-            direction: Direction = "both" if self.ways == 2 else ("forward", "backward")[int(rng.integers(2))]
-            frame = choose(self.selector.weights(path.positions), rng)
-            if frame is None:
-                raise DataError("the selector gives every frame of a path the weight zero", "make it wider, or move its center")
-            longest = self.selector.longest(len(path), u)
-            limit = max_frames if longest > max_frames else math.floor(longest)
-            shots.append(_Shot(path, frame, direction, math.log(u) if u > 0 else -math.inf, limit, longest < max_frames))
+    def _aim(self, path: Trajectory, seed: int, max_frames: int, anchor: int | None) -> _Shot:
+        rng = stream(seed, "shot")
+        u = float(rng.random())
+        direction: Direction = "both" if self.ways == 2 else ("forward", "backward")[int(rng.integers(2))]
+        if anchor is None:
+            anchor = choose(self.selector.weights(path.positions), rng)
+        if anchor is None:
+            raise DataError("the selector gives every frame of a path the weight zero", "make it wider, or move its center")
+        there, back = self._offset(direction, rng), self._offset(direction, rng)
+        longest = self.selector.longest(len(path), u)
+        limit, early = (max_frames, False) if longest > max_frames else (math.floor(longest), True)
+        frame = anchor + there
+        if not 0 < frame < len(path) - 1:  # no shooting point: nothing is run, and the chain stays where it is
+            frame, limit, early = anchor, 0, True
+        return _Shot(path, frame, anchor, back, direction, math.log(u) if u > 0 else -math.inf, limit, early)
+
+    def _offset(self, direction: Direction, rng: np.random.Generator) -> int:
+        if not self.offsets:
+            return 0
+        weights = np.exp((self.bias if direction == "backward" else -self.bias) * np.array(self.offsets))
+        return int(rng.choice(self.offsets, p=weights / weights.sum()))
+
+    def _started(self, engine: Engine, shots: Sequence[_Shot], seeds: Sequence[int]) -> list[_Shot]:
+        """Return the shots with the states that their dynamics starts from."""
         points = [shot.path.state(shot.frame) for shot in shots]
         if self.ways == 2:
             points = fresh(engine, points, [integer_seed(seed, "velocities") for seed in seeds])
@@ -206,7 +272,7 @@ class ShootingMove:
         return [
             Trial(
                 path, ok, v.reason, v.log_ratio, shot.frame, v.frame, shot.direction, shot.kept if ok else None,
-                evaluations * sum(len(half) for half in run or ()),
+                evaluations * sum(len(half) for half in run or ()), shot.anchor_after(v.frame if ok else None) if self.offsets else None,
             )
             for path, ok, v, shot, run in zip(paths, accepted, verdicts, shots, halves, strict=True)
         ]  # fmt: skip
@@ -227,7 +293,7 @@ class ShootingMove:
             if not ensemble.accepts(path):
                 continue
             old, new = self.selector.weights(shot.path.positions), self.selector.weights(path.positions)
-            log_ratio = log_probability(new, frame) - log_probability(old, shot.frame)
+            log_ratio = log_probability(new, frame - shot.offset) - log_probability(old, shot.anchor)
             return _Verdict("accepted" if shot.log_u < log_ratio else "acceptance", log_ratio, frame, path, past, rest)
         return _Verdict("ensemble")
 
@@ -266,3 +332,8 @@ def _backward_positions(path: Trajectory) -> Trajectory:
 
 def _some(path: Trajectory | None) -> list[Trajectory]:
     return [] if path is None else [path]
+
+
+def _at_least_one(name: str, frames: int) -> None:
+    if frames < 1:
+        raise DataError(f"{name} = {frames}, expected at least 1 frame")

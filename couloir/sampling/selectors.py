@@ -105,8 +105,10 @@ class LorentzianSelector(_OnCV):
 
 
 def log_probability(weights: Array, frame: int) -> float:
-    """Return the logarithm of the probability w_i / sum w with which ``frame`` is chosen."""
-    return math.log(weights[frame]) - math.log(weights.sum()) if weights[frame] > 0 else -math.inf
+    """Return the logarithm of the probability w_i / sum w with which ``frame`` is chosen; -inf where there is none."""
+    if not 0 <= frame < len(weights) or weights[frame] <= 0:
+        return -math.inf
+    return math.log(weights[frame]) - math.log(weights.sum())
 
 
 def choose(weights: Array, rng: np.random.Generator) -> int | None:

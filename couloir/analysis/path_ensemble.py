@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 Observable = Callable[[Trajectory], float] | npt.ArrayLike
 
+FEW = 5.0
+"""Effectively independent paths per chain below which chains are not compared, and errors are uncertain."""
 DISAGREE = 1.2
 """Potential scale reduction of the durations above which chains are said to sample different paths."""
 _DRAWN = 50  # paths drawn in a figure
@@ -141,8 +143,7 @@ class PathEnsemble:
     @property
     def n_effective(self) -> float:
         """Effectively independent decorrelated paths, judged by their durations; 0 when none is decorrelated."""
-        series = self._series(self.durations)
-        return sum(map(len, series)) / _inefficiency(series) if series else 0.0
+        return self._n_effective(self._series(self.durations))
 
     def values(self, observable: Observable) -> Array:
         """Return a number per path (n,): of a function of a path, or of an array that has them already.
@@ -160,7 +161,8 @@ class PathEnsemble:
         """Return the mean of an observable over decorrelated paths, repeats counted.
 
         The standard error is that of n/g independent paths, with g the largest statistical inefficiency of any chain (one
-        that did not hop for a while looks fast), or follows from how far the chains' means lie apart where that is more.
+        that did not hop for a while looks fast) and no more of them than the slowest chain has paths for; or it follows
+        from how far the chains' means lie apart where that is more.  It is infinite for a single independent path.
 
         Raises
         ------
@@ -171,7 +173,8 @@ class PathEnsemble:
             raise DataError("no path is decorrelated from the paths the chains were started from", "sample more steps")
         together = np.concatenate(series)
         mean = float(together.mean())
-        error = float(together.std()) * np.sqrt(_inefficiency(series) / len(together))
+        n_effective = self._n_effective(series)
+        error = float(together.std()) / np.sqrt(n_effective - 1) if n_effective > 1 else np.inf
         if len(series) > 1:
             share = np.array([len(s) for s in series]) / len(together)
             apart = share * (np.array([s.mean() for s in series]) - mean)
@@ -203,10 +206,14 @@ class PathEnsemble:
         return PathDensity(cv.name, cv.unit, edges, share / width, np.array(errors) / width)
 
     def diagnose(self) -> list[Finding]:
-        """Return what is unsure: findings of the sampling, and chains whose durations disagree."""
+        """Return what is unsure: findings of the sampling, too few independent paths, and chains whose durations disagree."""
         found = list(self.findings)
         series = self._series(self.durations)
-        if len(series) > 1:
+        n = self._n_effective(series)
+        if series and n < FEW * len(series):
+            text = f"{n:.1f} effectively independent paths from {len(series)} chains: errors are uncertain"
+            found.append(Finding("few-independent-paths", text, "sample more steps"))
+        elif len(series) > 1:
             ratio = scale_reduction(series, None).value
             if ratio > DISAGREE:
                 text = f"the chains' paths differ in duration more than chance explains (R = {ratio:.2f})"
@@ -256,17 +263,20 @@ class PathEnsemble:
 
     def _series(self, values: Array) -> list[Array]:
         """Return, per chain that has any, the values at its steps after decorrelation."""
-        out = []
-        for c in range(self.n_chains):
-            rows = np.flatnonzero((self.chain == c) & self.decorrelated & (self.multiplicity > 0))
-            rows = rows[np.argsort(self.step[rows])]
-            if len(rows):
-                out.append(np.repeat(values[rows], self.multiplicity[rows]))
-        return out
+        return [np.repeat(values[rows], self.multiplicity[rows]) for rows in self._rows()]
 
+    def _rows(self) -> list[IntArray]:
+        """Return, per chain that has any, its decorrelated paths in the order of their steps."""
+        order = np.lexsort((self.step, self.chain))
+        counted = order[(self.decorrelated & (self.multiplicity > 0))[order]]
+        return [counted[self.chain[counted] == c] for c in np.unique(self.chain[counted])]
 
-def _inefficiency(series: list[Array]) -> float:
-    return max(statistical_inefficiency(s) for s in series)
+    def _n_effective(self, series: list[Array]) -> float:
+        if not series:
+            return 0.0
+        # a chain that is stuck has a constant series, which looks uncorrelated: repeats of a path are never independent
+        g = max(max(statistical_inefficiency(s), len(s) / len(rows)) for s, rows in zip(series, self._rows(), strict=True))
+        return sum(map(len, series)) / g
 
 
 def _edges(cv: CollectiveVariable, values: Array, bins: Any) -> Array:

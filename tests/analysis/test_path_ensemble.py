@@ -76,6 +76,15 @@ def test_chains_that_disagree_have_a_large_error_and_are_reported():
     assert "chains-disagree" in [f.code for f in apart.diagnose()]
 
 
+def test_a_chain_that_is_stuck_is_not_taken_for_many_independent_paths():
+    stuck = ensemble(lengths=(5, 9, 3, 7), step=(0, 2, 90, 50), multiplicity=(1, 88, 10, 98), decorrelated=(0, 1, 1, 1))
+    assert stuck.n_effective <= 2
+    alone = ensemble(multiplicity=(1, 0, 80, 1))
+    assert alone.n_effective == pytest.approx(1.0)
+    assert alone.mean(alone.durations).standard_error == np.inf
+    assert [f.code for f in stuck.diagnose()] == ["few-independent-paths"]
+
+
 def test_the_density_of_uniform_paths_is_uniform_and_integrates_to_one():
     found = ensemble(lengths=(5, 2000, 2000, 21)).density(X, np.linspace(-1.0, 1.0, 5))
     assert found.density == pytest.approx(np.full(4, 0.5), rel=1e-2)

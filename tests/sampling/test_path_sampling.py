@@ -12,6 +12,7 @@ from couloir.errors import DataError, SimulationError, StoreError
 from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_sampling import TransitionPathSampling
+from couloir.sampling.reactive import ReactiveSeeds
 from couloir.sampling.selectors import GaussianSelector
 from couloir.store import Store
 from couloir.trajectory import Trajectory
@@ -78,7 +79,7 @@ def check_durations(engine, move, n_paths):
     assert estimate.standard_error < 0.06 * brute.mean()
     assert abs(estimate.value - brute.mean()) < 4.5 * np.hypot(estimate.standard_error, brute_error)
     series = sampled._series(sampled.durations)
-    apart = int(np.ceil(2 * max(statistical_inefficiency(s) for s in series)))
+    apart = int(np.ceil(2 * max(statistical_inefficiency(s) for s in series)))  # what is left is independent
     independent = np.concatenate([s[::apart] for s in series])
     assert len(independent) > 100
     assert stats.ks_2samp(independent, brute).pvalue > 1e-5
@@ -221,6 +222,12 @@ def test_first_paths_are_dealt_to_the_chains_in_turn():
     sampled = sampling().run([straight(60), straight(80)], 4, 4, seed=1)
     lengths = sampled.lengths[sampled.step == 0]
     assert lengths[0] == lengths[2] < lengths[1] == lengths[3]
+
+
+def test_what_a_generative_model_led_to_is_a_first_path_too():
+    none = np.zeros(1, dtype=np.int64)
+    found = ReactiveSeeds((straight(),), none, none, none, np.zeros((0, 2, 1, 2)), None, {})
+    same(sampling().run(found, 8, 2, seed=1), sampling().run(straight(), 8, 2, seed=1))
 
 
 def test_the_result_does_not_depend_on_the_neighbours_of_a_chain():

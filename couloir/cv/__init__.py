@@ -14,12 +14,14 @@ from couloir.cv.selection import select_atoms
 if TYPE_CHECKING:
     from couloir.cv.diffusion_map import DiffusionCoordinate, DiffusionMap, FittedDiffusionMap
     from couloir.cv.features import Features
+    from couloir.cv.learned_committor import CommittorCoordinate, FittedCommittor, LearnedCommittor
 
 __all__ = [
     "RMSD",
     "Angle",
     "Bias",
     "CollectiveVariable",
+    "CommittorCoordinate",
     "Coordinate",
     "CoordinationNumber",
     "DiffusionCoordinate",
@@ -27,12 +29,14 @@ __all__ = [
     "Dihedral",
     "Distance",
     "Features",
+    "FittedCommittor",
     "FittedDiffusionMap",
     "FlatBottom",
     "FunctionCV",
     "FunctionOfCVs",
     "HarmonicBias",
     "Interval",
+    "LearnedCommittor",
     "LinearCombination",
     "PathCV",
     "RadiusOfGyration",
@@ -50,10 +54,13 @@ __all__ = [
 ]
 
 _LAZY = {
+    "CommittorCoordinate": "couloir.cv.learned_committor",
     "DiffusionCoordinate": "couloir.cv.diffusion_map",
     "DiffusionMap": "couloir.cv.diffusion_map",
     "Features": "couloir.cv.features",
+    "FittedCommittor": "couloir.cv.learned_committor",
     "FittedDiffusionMap": "couloir.cv.diffusion_map",
+    "LearnedCommittor": "couloir.cv.learned_committor",
 }
 
 

@@ -25,6 +25,12 @@ def _diffusion_coordinate(**fields: Any) -> CollectiveVariable:
     return DiffusionCoordinate(**fields)
 
 
+def _committor_coordinate(**fields: Any) -> CollectiveVariable:
+    from couloir.cv.learned_committor import CommittorCoordinate
+
+    return CommittorCoordinate(**fields)
+
+
 _CLASSES: dict[str, Callable[..., CollectiveVariable]] = {
     "distance": Distance,
     "angle": Angle,
@@ -38,6 +44,7 @@ _CLASSES: dict[str, Callable[..., CollectiveVariable]] = {
     "path_s": lambda **fields: PathCV(component="s", **fields),
     "path_z": lambda **fields: PathCV(component="z", **fields),
     "diffusion_map": _diffusion_coordinate,
+    "learned_committor": _committor_coordinate,
 }
 _BACKBONE = {"phi": Dihedral.phi, "psi": Dihedral.psi}
 _CONFIG_KEYS: dict[str, tuple[set[str], set[str]]] = {

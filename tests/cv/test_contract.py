@@ -23,6 +23,7 @@ from couloir.cv import (
     Features,
     FunctionCV,
     FunctionOfCVs,
+    LearnedCommittor,
     LinearCombination,
     RadiusOfGyration,
     check_gradient,
@@ -40,6 +41,8 @@ PHI, PSI, BOND = Dihedral((0, 2, 3, 5), "phi"), Dihedral((2, 3, 5, 8), "psi"), D
 NODES = [[-3.0, -1.0, 0.3], [-1.0, 0.5, 0.5], [1.5, 2.0, 0.8], [3.1, -2.9, 1.0]]
 LEARNED_FROM = np.random.default_rng(10).normal(scale=0.4, size=(80, N_ATOMS, 3))
 EVERY_FEATURE = Features.torsions(atoms=[PHI.atoms]) + Features.distances(atoms=(1, 4, 7)) + Features.aligned(REFERENCE, atoms=(2, 4, 6, 8))
+OUTCOMES = np.random.default_rng(11).integers(0, 5, size=(2, 80))
+COMMITTOR = LearnedCommittor((6,), max_epochs=5).fit(EVERY_FEATURE.compute(LEARNED_FROM, np), *OUTCOMES, seed=1)
 
 CVS: list[CollectiveVariable] = [
     BOND,
@@ -61,6 +64,8 @@ CVS: list[CollectiveVariable] = [
     path_s((PHI, PSI, BOND), NODES, name="s"),
     path_z((PHI, PSI, BOND), NODES, name="z"),
     DiffusionMap(EVERY_FEATURE, bandwidth=20.0).fit(LEARNED_FROM, seed=1).coordinate(1, "discovered"),
+    COMMITTOR.coordinate(EVERY_FEATURE, "logit"),
+    COMMITTOR.coordinate(EVERY_FEATURE, "p_b", output="p"),
     FunctionCV(lambda x: (x[:, 0] * x[:, 1]).sum(-1) + x[:, 4, 2] ** 3, "user_torch"),
     FunctionCV(lambda x: np.sin(x[:, 0, 0]) * x[:, 1, 1] ** 2, "user_numpy", backend="numpy", atoms=(2, 6, 7)),
 ]

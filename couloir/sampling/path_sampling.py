@@ -175,6 +175,7 @@ class _Chains:
         self.paths = list(starts)
         self.steps = 0
         self.force_evaluations = 0
+        self.n_decorrelated = 0  # paths so far without a frame of the first ones, repeats counted
         self.visited = list(starts)
         self.rows: list[list[int]] = [[c, 0, 0, 0] for c in range(len(starts))]  # chain, step, multiplicity, decorrelated
         self.made_by = [np.zeros(len(path), dtype=np.int64) for path in starts]  # the step that made each frame; 0: the first path
@@ -189,10 +190,6 @@ class _Chains:
     def decorrelated(self) -> list[bool]:
         return [bool(self.rows[row][3]) for row in self._row]
 
-    @property
-    def n_decorrelated(self) -> int:
-        return sum(multiplicity for _, _, multiplicity, free in self.rows if free)
-
     def apply(self, trials: Sequence[Trial]) -> None:
         """Take one step: each chain moves to an accepted path, or stays where it is once more."""
         self.steps += 1
@@ -205,7 +202,9 @@ class _Chains:
                 self._row[c] = len(self.rows)
                 self.visited.append(self.paths[c])
                 self.rows.append([c, self.steps, 0, int((self.made_by[c] > 0).all())])
-            self.rows[self._row[c]][2] += 1
+            row = self.rows[self._row[c]]
+            row[2] += 1
+            self.n_decorrelated += row[3]
 
     def ensemble(self) -> PathEnsemble:
         table = np.array(self.rows, dtype=np.int64)

@@ -10,7 +10,7 @@ from scipy import stats
 from couloir.analysis.timeseries import statistical_inefficiency
 from couloir.errors import DataError, SimulationError, StoreError
 from couloir.sampling import ToyEngine, potentials
-from couloir.sampling.path_moves import ShootingMove
+from couloir.sampling.path_moves import ShootingMove, Trial
 from couloir.sampling.path_sampling import TransitionPathSampling
 from couloir.sampling.reactive import ReactiveSeeds
 from couloir.sampling.selectors import GaussianSelector
@@ -167,7 +167,21 @@ def test_sampling_until_decorrelated_counts_only_paths_free_of_the_first_ones():
     free = sampled.decorrelated
     assert sampled.multiplicity[free].sum() >= 40
     assert set(sampled.chain[free]) == {0, 1, 2, 3}
+    assert sampled.multiplicity.sum() > 40
     assert not sampled.findings
+    store = Store()
+    sampling().run(straight(), 12, 4, seed=5, store=store)
+    same(sampling().run(straight(), 40, 4, seed=5, store=store, run_until_decorrelated=True), sampled)
+
+
+def test_sampling_until_decorrelated_gives_up_where_no_move_is_ever_accepted():
+    class Stuck(ShootingMove):
+        def propose(self, engine, paths, ensemble, *, seeds, max_frames):
+            return [Trial(None, False, "ensemble", -np.inf, 1, -1, "forward", None, 1) for _ in paths]
+
+    sampled = sampling(move=Stuck(1)).run(straight(), 6, 2, seed=1, run_until_decorrelated=True)
+    assert sampled.n_steps == 30
+    assert "first-path-remains" in [f.code for f in sampled.findings]
 
 
 def test_chains_that_keep_their_first_path_are_reported():

@@ -194,8 +194,8 @@ def compare(paths: Sequence[Array], reference: Sequence[Array]) -> Comparison:
     return Comparison(float(tests[of].statistic), of, min(1.0, len(NAMES) * min(float(test.pvalue) for test in tests.values())))
 
 
-def shoot(kind: Kind, n: int, reference: Sequence[Array]) -> list[Row]:
-    """Return the rows of what chains that begin at up to ``n`` paths of a kind end at."""
+def shoot(kind: Kind, n: int, reference: Sequence[Array]) -> tuple[Kind, list[Row]]:
+    """Return the last paths of chains that begin at up to ``n`` paths of a kind, and their rows."""
     x = Coordinate(0, name="x")
     seeds = [path for path in kind.paths if len(path) > 2][:n]  # a path without a frame between A and B cannot be shot from
     first = [Trajectory(path[:, None], STRIDE) for path in seeds]
@@ -206,9 +206,10 @@ def shoot(kind: Kind, n: int, reference: Sequence[Array]) -> list[Row]:
     last = {int(chain): i for i, chain in enumerate(visited.chain)}  # in the order of steps within each chain
     ends = [visited.paths[i].positions[:, 0] for i in last.values()]
     name, free = f"{kind.name}, after {MOVES} moves", float(np.mean([visited.decorrelated[i] for i in last.values()]))
-    mean, distance, p = rows_of(Kind(name, ends, 0.0), reference, "all transition paths")[:3]
+    shot = Kind(name, ends, 0.0)
+    mean, distance, p = rows_of(shot, reference, "all transition paths")[:3]
     forgotten = Row(f"{name} ({len(ends)}): last paths that hold no frame of the seed", free, "")
-    return [mean, distance, replace(p, target=0.01, met=p.value > 0.01), forgotten]
+    return shot, [mean, distance, replace(p, target=0.01, met=p.value > 0.01), forgotten]
 
 
 def rows_of(kind: Kind, reference: Sequence[Array], against: str) -> list[Row]:
@@ -243,10 +244,10 @@ def measure(model: FittedTrajectoryDiffusion, scale: str) -> list[Row]:
             rows += rows_of(kind, real.paths, "all transition paths")
         else:
             rows += rows_of(kind, inner if kind.name.endswith("within") else outer, "simulated snippets from A to B")
-    for kind in kinds:
-        if not kind.name.startswith("real paths"):
-            rows += shoot(kind, size.chains, real.paths)
-    draw([Kind("TPE, simulated", real.paths, 0.0), Kind("snippets, simulated", outer, 0.0), *kinds[:4]], scale)
+    shots = [shoot(kind, size.chains, real.paths) for kind in kinds if not kind.name.startswith("real paths")]
+    rows += [row for _, found in shots for row in found]
+    known = [Kind("TPE, simulated", real.paths, 0.0), Kind("snippets, simulated", outer, 0.0)]
+    draw([*known, *kinds[:4], *(shot for shot, _ in shots[:2])], scale)
     return rows
 
 
@@ -258,12 +259,13 @@ def draw(kinds: Sequence[Kind], scale: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    lags = np.arange(1, 21)
+    lags = np.arange(1, 11)
     for kind in kinds:
-        style = {"color": "black", "lw": 2} if kind.name.startswith("TPE") else {}
+        style: dict[str, Any] = {"color": "black", "lw": 2} if kind.name.startswith("TPE") else {}
+        style |= {"ls": "--"} if "after" in kind.name else {}
         durations = [(len(path) - 1) * STRIDE for path in kind.paths]
         left.hist(durations, np.arange(-0.005, 0.7, 0.02), density=True, histtype="step", label=kind.name, **style)
-        middle.hist(np.concatenate(kind.paths)[:, 0], np.linspace(-1.2, 1.2, 61), density=True, histtype="step", **style)
+        middle.hist(np.concatenate(kind.paths)[:, 0], np.linspace(-1.2, 1.2, 31), density=True, histtype="step", **style)
         right.plot(lags * STRIDE, displacement(kind.paths, lags), **style)
     left.set(xlabel="duration", ylabel="density")
     middle.set(xlabel="x along the path", ylabel="density")

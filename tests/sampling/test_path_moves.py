@@ -1,12 +1,15 @@
 """Shooting moves keep the probability of paths: exactly on chains that can be enumerated, and on dynamics by brute force."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from couloir.cv.geometric import Coordinate
+from couloir.errors import DataError
+from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.selectors import GaussianSelector, LorentzianSelector
@@ -75,6 +78,8 @@ MOVES = {
     "one way": ShootingMove.one_way(),
     "two way": ShootingMove.two_way(),
     "one way, Gaussian": ShootingMove.one_way(GaussianSelector(X, 1.5, 0.8)),
+    "aimless": ShootingMove.aimless(1),
+    "spring": ShootingMove.spring(2, 0.5),
     "two way, Lorentzian": ShootingMove.two_way(LorentzianSelector(X, 3.0, 0.7)),
 }
 
@@ -82,11 +87,14 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_exact_path_samples_stay_exact_under_moves(name):
     sites, exact = enumerated()
-    n = 2500
+    n = 1500
     start = stream(3, "start").choice(len(sites), n, p=exact)
     chains = [as_path(sites[i]) for i in start]
-    for step in range(2):
-        trials = MOVES[name].propose(WALK, chains, ENDS, seeds=[10 * i + step for i in range(n)], max_frames=LONGEST)
+    anchors = [None] * n
+    for step in range(3 if MOVES[name].offsets else 2):
+        seeds = [10 * i + step for i in range(n)]
+        trials = MOVES[name].propose(WALK, chains, ENDS, seeds=seeds, max_frames=LONGEST, anchors=anchors)
+        anchors = [t.anchor for t in trials]
         chains = [t.path if t.path is not None else c for c, t in zip(chains, trials, strict=True)]
     index = {path: i for i, path in enumerate(sites)}
     found = np.bincount([index[tuple(int(x) for x in c.positions[:, 0, 0])] for c in chains], minlength=len(sites))
@@ -99,3 +107,115 @@ def test_exact_path_samples_stay_exact_under_moves(name):
     keep = expected > 0
     chi2 = np.sum((counts[keep] - expected[keep]) ** 2 / expected[keep])
     assert stats.chi2.sf(chi2, keep.sum() - 1) > 1e-4
+
+
+WELL = potentials.double_well(4.0, harmonic=4.0)
+WX = WELL.cvs()[0]
+WELL_PATHS = TransitionEnsemble(WX < -0.8, WX > 0.8)
+STRIDE, MAX_FRAMES = 0.02, 400
+
+
+def toy(friction=None):
+    return ToyEngine(WELL, kT=2.0, time_step=2e-3, friction=friction, threads=1)
+
+
+@cache
+def brute_force(friction):
+    """Return transition paths cut from long runs."""
+    engine = toy(friction)
+    states = [engine.state(-1.0, 0.0)] * 4
+    paths = []
+    for run in engine.propagate(states, duration=1200.0, stride=STRIDE, velocities=True, seed=7):
+        x = run.positions[:, 0, 0]
+        where = np.where(x <= -0.8, -1, np.where(x >= 0.8, 1, 0))
+        at = np.flatnonzero(where)
+        for i, j in pairwise(at):
+            if where[i] == -1 and where[j] == 1 and j - i >= 2:
+                v = None if run.velocities is None else run.velocities[i : j + 1]
+                paths.append(Trajectory(run.positions[i : j + 1], STRIDE, v))
+    return paths
+
+
+@pytest.mark.parametrize("friction", [None, 2.0])
+@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
+def test_lengths_of_paths_from_shooting_equal_brute_force(move, friction):
+    engine, exact = toy(friction), brute_force(friction)
+    n_chains, steps = 200, 8
+    chains = [exact[i % len(exact)] for i in range(n_chains)]
+    for step in range(steps):
+        seeds = [1000 * step + i for i in range(n_chains)]
+        trials = move.propose(engine, chains, WELL_PATHS, seeds=seeds, max_frames=MAX_FRAMES)
+        chains = [t.path or c for c, t in zip(chains, trials, strict=True)]
+    for chain in chains[:20]:
+        WELL_PATHS.require(chain)
+        if friction is not None:  # the velocities of the past were turned: they lead along the path
+            seen = np.diff(chain.positions[:, 0, 0]) / STRIDE
+            assert np.corrcoef(seen, (chain.velocities[1:, 0, 0] + chain.velocities[:-1, 0, 0]) / 2)[0, 1] > 0.6
+    assert len(exact) > 100
+    assert np.mean([c is not exact[i % len(exact)] for i, c in enumerate(chains)]) > 0.6
+    assert stats.ks_2samp([len(p) for p in chains], [len(p) for p in exact]).pvalue > 1e-4
+
+
+def first(friction=None):
+    return brute_force(friction)[0]
+
+
+def test_a_trial_depends_on_its_path_and_seed_alone():
+    paths = brute_force(None)[:3]
+    settings = {"max_frames": MAX_FRAMES}
+    together = ShootingMove.one_way().propose(toy(), paths, WELL_PATHS, seeds=[4, 5, 6], **settings)
+    for path, seed, seen in zip(paths, (4, 5, 6), together, strict=True):
+        (alone,) = ShootingMove.one_way().propose(toy(), [path], WELL_PATHS, seeds=[seed], **settings)
+        assert (alone.reason, alone.frame_old, alone.log_ratio) == (seen.reason, seen.frame_old, seen.log_ratio)
+        if alone.path is not None:
+            np.testing.assert_array_equal(alone.path.positions, seen.path.positions)
+
+
+def test_one_way_keeps_the_shared_frames_to_the_last_bit():
+    old = first(2.0)
+    trials = ShootingMove.one_way().propose(toy(2.0), [old] * 60, WELL_PATHS, seeds=range(60), max_frames=MAX_FRAMES)
+    accepted = [t for t in trials if t.accepted]
+    assert {t.direction for t in accepted} == {"forward", "backward"}
+    for trial in accepted:
+        a, b = trial.shared
+        shift = trial.frame_new - trial.frame_old
+        np.testing.assert_array_equal(trial.path.positions[a + shift : b + shift + 1], old.positions[a : b + 1])
+        np.testing.assert_array_equal(trial.path.velocities[a + shift : b + shift + 1], old.velocities[a : b + 1])
+        assert trial.force_evaluations == (len(trial.path) - (b - a + 1)) * 10
+
+
+def test_paths_longer_than_allowed_are_refused_as_such():
+    old = first()
+    trials = ShootingMove.two_way().propose(toy(), [old] * 200, WELL_PATHS, seeds=range(200), max_frames=len(old) // 2)
+    assert {t.reason for t in trials} >= {"max length"}
+    assert all(len(t.path) <= len(old) // 2 for t in trials if t.accepted)
+
+
+def test_dynamics_that_breaks_down_is_a_counted_rejection():
+    wild = ToyEngine(WELL, kT=2.0, time_step=2.0, threads=1)
+    path = Trajectory(first().positions, 20.0)
+    trials = ShootingMove.one_way().propose(wild, [path] * 20, TransitionEnsemble(WX < -1e9, WX > 1e9), seeds=range(20), max_frames=300)
+    assert {t.reason for t in trials} == {"failed"}
+    assert all(t.path is None and t.frame_new == -1 for t in trials)
+
+
+def test_what_a_move_cannot_work_with_is_refused_before_any_dynamics():
+    bare = Trajectory(first(2.0).positions, STRIDE)
+    with pytest.raises(DataError, match="path 0 has no velocities"):
+        ShootingMove.one_way().propose(toy(2.0), [bare], WELL_PATHS, seeds=[1], max_frames=99)
+    with pytest.raises(DataError, match="one seed for each"):
+        ShootingMove.one_way().propose(toy(), [first()], WELL_PATHS, seeds=[1, 2], max_frames=99)
+    with pytest.raises(DataError, match="one anchor per chain"):
+        ShootingMove.aimless(2).propose(toy(), [first()], WELL_PATHS, seeds=[1], max_frames=99)
+    with pytest.raises(DataError, match="weight zero"):
+        ShootingMove.one_way(GaussianSelector(WX, 100.0, 0.01)).propose(toy(), [first()], WELL_PATHS, seeds=[1], max_frames=99)
+    with pytest.raises(DataError, match="width = 0"):
+        LorentzianSelector(WX, 0.0, 0.0)
+
+
+def test_an_ensemble_says_why_a_path_is_not_its_own():
+    x = first().positions
+    cases = {"does not end in B": x[:-1], "does not start in A": x[1:], "already in A or B": np.concatenate([x, x[-1:]]), "2 frames": x[:2]}
+    for message, positions in cases.items():
+        with pytest.raises(DataError, match=message):
+            WELL_PATHS.require(Trajectory(positions, STRIDE))

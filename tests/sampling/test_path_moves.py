@@ -90,11 +90,11 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_exact_path_samples_stay_exact_under_moves(name):
     sites, exact = enumerated()
-    n = 3000
+    n = 2000
     start = stream(3, "start").choice(len(sites), n, p=exact)
     chains = [as_path(sites[i]) for i in start]
     anchors = [None] * n
-    for step in range(4):
+    for step in range(3):
         seeds = [10 * i + step for i in range(n)]
         trials = MOVES[name].propose(WALK, chains, ENDS, seeds=seeds, max_frames=LONGEST, anchors=anchors)
         anchors = [t.anchor for t in trials]

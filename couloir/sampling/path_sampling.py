@@ -18,25 +18,23 @@ import numpy.typing as npt
 
 from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.cv.region import Region
-from couloir.errors import DataError, Finding
+from couloir.errors import DataError
 from couloir.progress import progress_bar
 from couloir.sampling.engine import Engine
+from couloir.sampling.path_chains import Chains
 from couloir.sampling.path_ensembles import TransitionEnsemble
-from couloir.sampling.path_moves import ShootingMove, Trial
-from couloir.sampling.path_store import REASONS, PathLog, bare
+from couloir.sampling.path_moves import ShootingMove
+from couloir.sampling.path_store import PathLog
 from couloir.sampling.velocities import fresh, turned
 from couloir.store import Store
 from couloir.streams import integer_seed
 from couloir.trajectory import State, Trajectory
 from couloir.units import convert
 
-IntArray = npt.NDArray[np.int64]
 OnProgress = Callable[[int, int], None]
 
 PATIENCE = 10
 """Times the steps asked for, after which a run until decorrelation gives up."""
-CUT = 0.05
-"""Share of trials beyond the maximum length above which a finding says so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,7 @@ class TransitionPathSampling:
         starts, max_frames = self._first_paths(first, n_chains, seed)
         ensemble = TransitionEnsemble(self.region_a, self.region_b)
         log = PathLog(store, self.name, self._plan(starts, max_frames, seed))
-        chains = _Chains(starts)
+        chains = Chains(starts)
         goal = _Goal(n_paths, math.ceil(n_paths / n_chains), run_until_decorrelated)
         with progress_bar(self.name, n_paths, "paths") as bar:
             stored = log.replay(chains.paths)
@@ -102,7 +100,7 @@ class TransitionPathSampling:
                     trials = next(stored, None)
                     if trials is None:
                         seeds = [integer_seed(seed, self.name, "chain", c, "step", chains.steps + 1) for c in range(n_chains)]
-                        trials = self.move.propose(self.engine, chains.paths, ensemble, seeds=seeds, max_frames=max_frames)
+                        trials = chains.propose(self.move, self.engine, ensemble, seeds=seeds, max_frames=max_frames)
                         log.add(trials, chains.paths)
                     chains.apply(trials)
                     done = min(goal.done(chains), n_paths)
@@ -168,64 +166,6 @@ class TransitionPathSampling:
         }  # fmt: skip
 
 
-class _Chains:
-    """The paths of all chains so far, and where each frame comes from."""
-
-    def __init__(self, starts: Sequence[Trajectory]) -> None:
-        self.paths = list(starts)
-        self.steps = 0
-        self.force_evaluations = 0
-        self.n_decorrelated = 0  # paths so far without a frame of the first ones, repeats counted
-        self.visited = list(starts)
-        self.rows: list[list[int]] = [[c, 0, 0, 0] for c in range(len(starts))]  # chain, step, multiplicity, decorrelated
-        self.made_by = [np.zeros(len(path), dtype=np.int64) for path in starts]  # the step that made each frame; 0: the first path
-        self.outcomes: dict[str, IntArray] = {reason: np.zeros(len(starts), dtype=np.int64) for reason in REASONS}
-        self._row = list(range(len(starts)))
-
-    @property
-    def acceptance(self) -> float:
-        return float(self.outcomes["accepted"].sum()) / max(1, self.steps * len(self.paths))
-
-    @property
-    def decorrelated(self) -> list[bool]:
-        return [bool(self.rows[row][3]) for row in self._row]
-
-    def apply(self, trials: Sequence[Trial]) -> None:
-        """Take one step: each chain moves to an accepted path, or stays where it is once more."""
-        self.steps += 1
-        for c, trial in enumerate(trials):
-            self.outcomes[trial.reason][c] += 1
-            self.force_evaluations += trial.force_evaluations
-            if trial.accepted and trial.path is not None:
-                self.made_by[c] = _made_by(trial, self.made_by[c], self.steps)
-                self.paths[c] = bare(trial.path)
-                self._row[c] = len(self.rows)
-                self.visited.append(self.paths[c])
-                self.rows.append([c, self.steps, 0, int((self.made_by[c] > 0).all())])
-            row = self.rows[self._row[c]]
-            row[2] += 1
-            self.n_decorrelated += row[3]
-
-    def ensemble(self) -> PathEnsemble:
-        table = np.array(self.rows, dtype=np.int64)
-        order = np.lexsort((table[:, 1], table[:, 0]))
-        chain, step, multiplicity, free = table[order].T
-        paths = tuple(self.visited[i] for i in order)
-        return PathEnsemble(paths, chain, step, multiplicity, free.astype(bool), self.outcomes, self.force_evaluations, self._findings())
-
-    def _findings(self) -> tuple[Finding, ...]:
-        found = []
-        stuck = [c for c, free in enumerate(self.decorrelated) if not free]
-        if stuck:
-            text = f"{len(stuck)} of {len(self.paths)} chains still hold frames of their first path after {self.steps} steps: no weight"
-            found.append(Finding("first-path-remains", text, "sample more steps, or run until decorrelated"))
-        share = float(self.outcomes["max length"].sum()) / max(1, self.steps * len(self.paths))
-        if share > CUT:
-            text = f"{share:.0%} of the trials were cut off at the maximum length"
-            found.append(Finding("paths-cut", text, "raise max_duration: long paths are missing from the ensemble"))
-        return tuple(found)
-
-
 @dataclass(frozen=True)
 class _Goal:
     """When enough has been sampled."""
@@ -234,28 +174,13 @@ class _Goal:
     n_steps: int
     decorrelated: bool
 
-    def done(self, chains: _Chains) -> int:
+    def done(self, chains: Chains) -> int:
         return chains.n_decorrelated if self.decorrelated else chains.steps * len(chains.paths)
 
-    def reached(self, chains: _Chains) -> bool:
+    def reached(self, chains: Chains) -> bool:
         if not self.decorrelated:
             return chains.steps >= self.n_steps
         return chains.steps >= PATIENCE * self.n_steps or (self.done(chains) >= self.n_paths and all(chains.decorrelated))
-
-
-def _made_by(trial: Trial, old: IntArray, step: int) -> IntArray:
-    """Return the step that made each frame of an accepted path, given those of the old path's frames.
-
-    A shooting point keeps its positions, so it counts as a frame of the old path even where its velocities are new.
-    """
-    assert trial.path is not None
-    out = np.full(len(trial.path), step, dtype=np.int64)
-    shared = trial.shared if trial.shared is not None else (trial.frame_old, trial.frame_old) if trial.frame_old >= 0 else None
-    if shared is not None:
-        first, last = shared
-        shift = trial.frame_new - trial.frame_old
-        out[first + shift : last + shift + 1] = old[first : last + 1]
-    return out
 
 
 def _described(move: ShootingMove) -> str:
@@ -264,6 +189,8 @@ def _described(move: ShootingMove) -> str:
         key: value if isinstance(value, (int, float, str)) else getattr(value, "name", type(value).__name__)
         for key, value in sorted(vars(move.selector).items())
     }
+    if move.offsets:
+        settings |= {"offsets": list(move.offsets), "bias": move.bias}
     return f"{move} {settings}" if settings else str(move)
 
 

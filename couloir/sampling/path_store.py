@@ -135,6 +135,7 @@ def _pack(steps: list[list[tuple[Trial, Arrays]]], begin: int) -> Arrays:
         "frames": table(lambda t: (t.frame_old, t.frame_new), np.int64),
         "direction": table(lambda t: DIRECTIONS.index(t.direction), np.int8),
         "shared": table(lambda t: t.shared if t.shared is not None else (-1, -1), np.int64),
+        "anchor": table(lambda t: -1 if t.anchor is None else t.anchor, np.int64),
         "evaluations": table(lambda t: t.force_evaluations, np.int64),
         "made": np.array([[arrays["made"] for _, arrays in step] for step in steps]),
         "kept": np.array([[arrays["kept"] for _, arrays in step] for step in steps]),
@@ -159,6 +160,7 @@ def _trial(chunk: Arrays, k: int, c: int, parent: Trajectory, rows: slice) -> Tr
                 parts = [new[:before], new[before:]] if first == end else [new[:before], old[first:end], new[before:]]
                 frames[name] = np.concatenate(parts)
         path = Trajectory(frames["positions"], parent.stride, frames.get("velocities"), frames.get("boxes"), parent.topology)
+    anchor = int(chunk["anchor"][k, c])
     old_frame, new_frame = (int(i) for i in chunk["frames"][k, c])
     return Trial(
         path=path,
@@ -170,4 +172,5 @@ def _trial(chunk: Arrays, k: int, c: int, parent: Trajectory, rows: slice) -> Tr
         direction=DIRECTIONS[int(chunk["direction"][k, c])],
         shared=None if shared[0] < 0 else (shared[0], shared[1]),
         force_evaluations=int(chunk["evaluations"][k, c]),
+        anchor=None if anchor < 0 else anchor,
     )

@@ -24,6 +24,7 @@ OVERDAMPED = ToyEngine(WELL, kT=1.0, time_step=1e-3, threads=1)
 UNDERDAMPED = ToyEngine(WELL, kT=1.0, time_step=5e-3, friction=2.0, threads=1)
 STRIDE = 2e-2
 LIMIT = 4.0
+MOVES = [ShootingMove.one_way(), ShootingMove.two_way(), ShootingMove.aimless(3), ShootingMove.spring(4, 0.2)]
 
 
 @cache
@@ -64,8 +65,10 @@ def test_paths_take_as_long_as_those_of_long_dynamics():
         (OVERDAMPED, ShootingMove.two_way(GaussianSelector(X, 0.0, 0.4))),
         (UNDERDAMPED, ShootingMove.one_way()),
         (UNDERDAMPED, ShootingMove.two_way()),
+        (OVERDAMPED, ShootingMove.spring(5, 0.1)),
+        (UNDERDAMPED, ShootingMove.aimless(3)),
     ],
-    ids=["overdamped two-way near the top", "underdamped one-way", "underdamped two-way"],
+    ids=["overdamped two-way near the top", "underdamped one-way", "underdamped two-way", "overdamped spring", "underdamped aimless"],
 )
 def test_paths_of_every_move_take_as_long_as_those_of_long_dynamics(engine, move):
     check_durations(engine, move, 8000)
@@ -106,7 +109,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("engine", [OVERDAMPED, UNDERDAMPED], ids=["overdamped", "underdamped"])
-@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
+@pytest.mark.parametrize("move", MOVES, ids=str)
 def test_ten_steps_and_twenty_on_the_same_store_are_twenty_at_once(tmp_path, engine, move):
     run = sampling(engine, move)
     with Store(tmp_path / "halves.db") as store:
@@ -176,7 +179,7 @@ def test_sampling_until_decorrelated_counts_only_paths_free_of_the_first_ones():
 
 def test_sampling_until_decorrelated_gives_up_where_no_move_is_ever_accepted():
     class Stuck(ShootingMove):
-        def propose(self, engine, paths, ensemble, *, seeds, max_frames):
+        def propose(self, engine, paths, ensemble, *, seeds, max_frames, anchors):
             return [Trial(None, False, "ensemble", -np.inf, 1, -1, "forward", None, 1) for _ in paths]
 
     sampled = sampling(move=Stuck(1)).run(straight(), 6, 2, seed=1, run_until_decorrelated=True)
@@ -278,5 +281,10 @@ def test_a_store_refuses_paths_that_were_sampled_differently():
     sampling().run(straight(), 4, 2, seed=1, store=store)
     with pytest.raises(StoreError, match="different seed"):
         sampling().run(straight(), 4, 2, seed=2, store=store)
+    other = Store()
+    sampling(move=ShootingMove.spring(4, 0.2)).run(straight(), 4, 2, seed=1, store=other)
+    for move in (ShootingMove.spring(5, 0.2), ShootingMove.spring(4, 0.3)):
+        with pytest.raises(StoreError, match="different move"):
+            sampling(move=move).run(straight(), 4, 2, seed=1, store=other)
     with pytest.raises(StoreError, match="different move"):
         sampling(move=ShootingMove.one_way(GaussianSelector(X, 0.0, 0.2))).run(straight(), 4, 2, seed=1, store=store)

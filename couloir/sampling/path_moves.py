@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from couloir.cv.region import Region
 from couloir.errors import DataError
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, steps
@@ -166,18 +167,19 @@ class ShootingMove:
         self,
         engine: Engine,
         paths: Sequence[Trajectory],
-        ensemble: PathSet,
+        ensemble: PathSet | Sequence[PathSet],
         *,
         seeds: Sequence[int],
         max_frames: int,
         anchors: Sequence[int | None] | None = None,
     ) -> list[Trial]:
-        """Return one trial per chain, all dynamics in one parallel batch.
+        """Return one trial per chain, all dynamics that stops at the same places in one parallel batch.
 
         Parameters
         ----------
         paths : the chains' paths, all with one stride; with velocities where the engine has them and one side is kept.
-        ensemble : what the paths must belong to; the old ones do.
+        ensemble : what the paths must belong to, one for all or one per chain; the old ones do.  Ensembles that stop at the
+            same places share one region object.
         seeds : one per chain: a trial depends on its path and seed alone.
         max_frames : longer paths do not belong to the ensemble either.
         anchors : for aimless and spring moves, of each chain's last trial; None for a chain's first, whose anchor is drawn.
@@ -193,9 +195,13 @@ class ShootingMove:
             )
         aims = [self._aim(path, seed, max_frames, a) for path, seed, a in zip(paths, seeds, anchors or [None] * len(paths), strict=True)]
         shots = self._started(engine, aims, seeds)
-        halves = self._run(engine, shots, ensemble, seeds)
+        ensembles = list(ensemble) if isinstance(ensemble, Sequence) else [ensemble] * len(paths)
+        if len(ensembles) != len(paths):
+            raise DataError(f"{len(ensembles)} ensembles for {len(paths)} paths", "give one for all, or one per path")
+        stops = {id(e): e.stop for e in ensembles}
+        halves = self._run(engine, shots, [stops[id(e)] for e in ensembles], seeds)
         evaluations = steps(paths[0].stride, engine.time_step, "stride")
-        return self._judged(engine, shots, halves, ensemble, evaluations)
+        return self._judged(engine, shots, halves, ensembles, evaluations)
 
     def _check(self, engine: Engine, paths: Sequence[Trajectory], seeds: Sequence[int]) -> None:
         if not paths or len(paths) != len(seeds):
@@ -240,29 +246,40 @@ class ShootingMove:
         ]
         return [replace(shot, starts=b + f) for shot, b, f in zip(shots, behind, ahead, strict=True)]
 
-    def _run(self, engine: Engine, shots: Sequence[_Shot], ensemble: PathSet, seeds: Sequence[int]) -> list[tuple[Trajectory, ...] | None]:
+    def _run(
+        self, engine: Engine, shots: Sequence[_Shot], stops: Sequence[Region], seeds: Sequence[int]
+    ) -> list[tuple[Trajectory, ...] | None]:
         """Return the halves of every shot, None where the old path leaves no frame for one."""
-        going = [(shot, seed) for shot, seed in zip(shots, seeds, strict=True) if shot.budget >= 1]
-        if not going:
-            return [None] * len(shots)
-        stride = going[0][0].path.stride
-        halves = iter(
-            propagated(
-                engine,
-                [state for shot, _ in going for state in shot.starts],
-                duration=max(shot.budget for shot, _ in going) * stride,
-                stride=stride,
-                stop=ensemble.stop,
-                velocities=True,
-                seed=[integer_seed(seed, "half", i) for shot, seed in going for i in range(len(shot.starts))],
+        out: list[tuple[Trajectory, ...] | None] = [None] * len(shots)
+        for stop in {id(stop): stop for stop in stops}.values():
+            going = [i for i, shot in enumerate(shots) if stops[i] is stop and shot.budget >= 1]
+            if not going:
+                continue
+            stride = shots[going[0]].path.stride
+            halves = iter(
+                propagated(
+                    engine,
+                    [state for i in going for state in shots[i].starts],
+                    duration=max(shots[i].budget for i in going) * stride,
+                    stride=stride,
+                    stop=stop,
+                    velocities=True,
+                    seed=[integer_seed(seeds[i], "half", h) for i in going for h in range(len(shots[i].starts))],
+                )
             )
-        )
-        return [tuple(next(halves) for _ in shot.starts) if shot.budget >= 1 else None for shot in shots]
+            for i in going:
+                out[i] = tuple(next(halves) for _ in shots[i].starts)
+        return out
 
     def _judged(
-        self, engine: Engine, shots: Sequence[_Shot], halves: Sequence[tuple[Trajectory, ...] | None], ensemble: PathSet, evaluations: int
+        self,
+        engine: Engine,
+        shots: Sequence[_Shot],
+        halves: Sequence[tuple[Trajectory, ...] | None],
+        ensembles: Sequence[PathSet],
+        evaluations: int,
     ) -> list[Trial]:
-        verdicts = [self._verdict(shot, run, ensemble) for shot, run in zip(shots, halves, strict=True)]
+        verdicts = [self._verdict(*one) for one in zip(shots, halves, ensembles, strict=True)]
         accepted = [v.reason == "accepted" for v in verdicts]
         moving = [i for i, v in enumerate(verdicts) if accepted[i] and v.past is not None and v.past.velocities is not None]
         pasts = turned_paths(engine, [p for i in moving if (p := verdicts[i].past) is not None])

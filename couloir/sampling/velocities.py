@@ -68,6 +68,8 @@ def turned(engine: Engine, states: Sequence[State]) -> list[State]:
 
 def turned_paths(engine: Engine, paths: Sequence[Trajectory]) -> list[Trajectory]:
     """Return paths as they run backward in time: frames in reverse order, each turned; without series."""
+    if getattr(engine, "kicked", None) is None:  # R is -v: whole paths at once
+        return [_reversed(path) for path in paths]
     lengths = [len(path) for path in paths]
     moving = [path.velocities is not None for path in paths]
     states = turned(engine, [path.state(i) for path, ok in zip(paths, moving, strict=True) if ok for i in range(len(path))])
@@ -80,6 +82,12 @@ def turned_paths(engine: Engine, paths: Sequence[Trajectory]) -> list[Trajectory
         boxes = None if path.boxes is None else path.boxes[::-1]
         out.append(Trajectory(path.positions[::-1], path.stride, velocities, boxes, path.topology))
     return out
+
+
+def _reversed(path: Trajectory) -> Trajectory:
+    velocities = None if path.velocities is None else -path.velocities[::-1]
+    boxes = None if path.boxes is None else path.boxes[::-1]
+    return Trajectory(path.positions[::-1], path.stride, velocities, boxes, path.topology)
 
 
 def _kicked(engine: Any, states: list[State], fraction: float) -> list[State]:

@@ -53,7 +53,12 @@ class SimulationError(CouloirError):
 
 
 class ModelError(CouloirError):
-    """A generative model was used before fitting, outside its contract, or cannot be loaded."""
+    """A generative model was used before fitting, outside its contract, or cannot be loaded, or nothing it made can be used.
+
+    ``partial`` holds what it made, where it made something.
+    """
+
+    partial: Any = None
 
 
 @dataclass(frozen=True)

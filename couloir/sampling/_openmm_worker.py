@@ -377,7 +377,18 @@ class _Recorder:
         )
 
 
-def run_minimize(task: MinimizeTask) -> State | str:
+class Iterations(openmm.MinimizationReporter):  # type: ignore[misc]
+    """Counts the iterations of the minimizer."""
+
+    n = 0
+
+    def report(self, iteration: int, x: Any, grad: Any, args: Any) -> bool:
+        """Count one more, and let the minimizer go on."""
+        self.n += 1
+        return False
+
+
+def run_minimize(task: MinimizeTask, reporter: openmm.MinimizationReporter | None = None) -> State | str:
     """Return the minimized state without velocities, or what went wrong."""
     with turn(task.description):
         driver = simulation(task.description, task.bias)
@@ -388,7 +399,7 @@ def run_minimize(task: MinimizeTask) -> State | str:
             if not math.isfinite(energy):  # constraints and minimizer would search for ever
                 return f"the potential energy is {energy} to begin with"
             driver.context.applyConstraints(driver.integrator.getConstraintTolerance())
-            openmm.LocalEnergyMinimizer.minimize(driver.context, task.tolerance, task.max_iterations)
+            openmm.LocalEnergyMinimizer.minimize(driver.context, task.tolerance, task.max_iterations, reporter)
             driver.context.applyConstraints(driver.integrator.getConstraintTolerance())
             positions = _positions(driver.context.getState(positions=True))
         except openmm.OpenMMException as error:

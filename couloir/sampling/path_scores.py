@@ -101,9 +101,10 @@ def score_paths(
     Parameters
     ----------
     paths : (n, frames, n_atoms, 3) nm; toys (n, frames, 1, n_dim).
-    md : trajectories to compare with, at the paths' stride or, with ``stride``, at one that divides it.
+    md : trajectories to compare with, of all atoms or of those in ``atoms``, at the paths' stride or, with ``stride``, at one
+        that divides it.
     engine : evaluates energies, when the paths hold all atoms; its period, if a toy's coordinate has one, is respected.
-    topology : of the whole molecule, for bonds and angles; default that of the MD.
+    topology : of the whole molecule, or of the atoms of the paths, for bonds and angles; default that of the MD.
     atoms : which atoms of the molecule the paths hold; default all.
     imposed : (frames,) or (n, frames), True for frames that were imposed, not generated.
     stride : ps between the frames of the paths; default that of the MD.
@@ -122,7 +123,7 @@ def score_paths(
     parts = [_thinned(t, stride) for t in trajectories]
     whole = topology if topology is not None else next((t.topology for t in trajectories), None)
     kept = None if atoms is None else np.asarray(atoms, dtype=np.int64)
-    reduced = [p if kept is None else p[:, kept] for p in parts]
+    reduced = [p if _holds_only(kept, p.shape[1]) else p[:, kept] for p in parts]
     if not reduced or any(p.shape[1:] != x.shape[2:] for p in reduced):
         shapes = {p.shape[1:] for p in reduced}
         raise DataError(f"paths have frames of shape {x.shape[2:]}, MD has {shapes}", "name the atoms of the paths with atoms=")
@@ -134,8 +135,9 @@ def score_paths(
     scores["jump_quantile"] = np.searchsorted(steps.md, scores["jump"], side="left") / len(steps.md)
     scores["jump_ratio"] = scores["jump"] / steps.scale
     scores["seam_ratio"] = _at_seams(taken, imposed) / steps.scale
-    scores |= _geometry(safe, reduced, whole, kept)
-    energies, ceiling = _energies(safe, parts, engine, kept is None or len(kept) == parts[0].shape[1])
+    numbered = whole is None or _holds_only(kept, whole.n_atoms)
+    scores |= _geometry(safe, reduced, whole, None if numbered else kept)
+    energies, ceiling = _energies(safe, parts, engine, engine is not None and x.shape[2] == len(engine.masses))
     scores["energy_max"], scores["energy_mean"] = energies.max(axis=1), energies.mean(axis=1)
     for name, values in scores.items():
         scores[name] = np.where(finite | np.isnan(values), values, np.inf)
@@ -149,6 +151,11 @@ def score_paths(
     judged = {gate: entry for gate, entry in limits.items() if not np.isnan(entry[0]).all()}
     passed = {"finite": finite, **{gate: values <= limit for gate, (values, limit, _) in judged.items()}}
     return PathScores(**scores, passed=passed, thresholds={gate: given for gate, (_, _, given) in judged.items()})
+
+
+def _holds_only(atoms: IntArray | None, n_atoms: int) -> bool:
+    """Return whether something of ``n_atoms`` atoms holds just these atoms of the molecule, and so numbers them from zero."""
+    return atoms is None or (len(atoms) == n_atoms and int(atoms.max()) >= n_atoms)
 
 
 def superposed_distance(a: Array, b: Array) -> Array:

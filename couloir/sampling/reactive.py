@@ -10,7 +10,7 @@ The paths found are a start for path sampling, not a sample: they claim no weigh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,22 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.cv.region import Region
-from couloir.errors import ConfigError, DataError, Finding, ModelError, SimulationError
+from couloir.errors import ConfigError, Finding, ModelError, SimulationError
 from couloir.sampling.engine import Engine
+from couloir.sampling.hunt import Hunt, Rebuild, rebuilder
+from couloir.sampling.path_ends import PathEnds, Starts
 from couloir.sampling.path_scores import PathScores, score_paths
-from couloir.sampling.shots import OUTCOMES, ShotResults, two_way_shots
-from couloir.streams import integer_seed, stream
+from couloir.streams import integer_seed
 from couloir.trajectory import Array, State, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
 
 IntArray = npt.NDArray[np.int64]
-Starts = State | Trajectory | Sequence[State] | Sequence[Trajectory]
-Rebuild = Callable[[Array], Sequence[State | None]]
-
-_UNBUILT = "unbuilt"
-_SAMPLED = 256  # snippets in which a model that is given no configurations looks for some
 
 
 class PathModel(Protocol):
@@ -114,39 +110,46 @@ def reactive_seeds(
     data: Trajectory | Sequence[Trajectory] | None = None,
     n_frames: int | None = None,
     n_generate: int | None = None,
+    generated: ReactiveSeeds | Array | None = None,
     selection: Literal["top", "spread"] = "top",
     n_shots_per_path: int = 4,
     max_duration: Any = None,
     stride: Any = None,
     require_gates: bool = True,
+    gates: Mapping[str, float] | None = None,
     rebuild: Rebuild | None = None,
     inpainting: Mapping[str, Any] | None = None,
 ) -> ReactiveSeeds:
     """Find paths from A to B by shooting from the barrier frames of generated ones.
 
+    Frames may hold all atoms of the engine's system or only those that the model generates.
+
     Parameters
     ----------
     n : paths wanted; shooting ends with the round of shots that reaches it, and all that connect are returned.
-    starts_a, starts_b : configurations, of which those inside A and inside B become the ends of generated paths; default those
-        in ``data``, else in snippets that the model samples.
+    starts_a, starts_b : configurations (states, trajectories or an array), of which those inside A and inside B become the ends
+        of generated paths; default those in ``data``, else in snippets that the model samples.
     data : MD, to take ends from and to score the generated paths against; without it they are not scored.
     n_frames : length of the generated paths; default the model's.
     n_generate : generated paths; default 3 n.
+    generated : paths to shoot from, made before: (n, frames, n_atoms, 3), or the ``partial`` of an error.  Then none are generated.
     selection : ``"top"`` shoots from the middle of the stretch between A and B first; a path whose shots fall to A is shot next
         from half-way to B, and the reverse.  ``"spread"`` shoots from frames evenly spaced over the stretch, all at once.
     n_shots_per_path : most shots from one generated path.
     max_duration : time limit of each half shot; default ten times the length of a generated path.
     stride : time between the frames of a shot; default the model's.
     require_gates : shoot only from generated paths that passed every gate.
+    gates : limits of :func:`~couloir.sampling.path_scores.score_paths`, such as ``{"max_jump": 2.0}``.
     rebuild : turns generated frames (m, n_kept, 3) into states the engine can start from (None where it cannot); default
         the frames as they are for toys, on their constraints for molecules of which the model generates every atom, and
-        :func:`couloir.sampling.rebuild.rebuild` from a structure of A or B where it generates some.
+        :func:`couloir.sampling.rebuild.rebuild` where it generates some, with the first configuration given that has all atoms,
+        or else the engine's own, as reference.
     inpainting : further settings of ``model.inpaint``, such as ``n_calls``.
 
     Raises
     ------
     DataError : there is no configuration of A or of B, or the regions need atoms that the model does not generate.
-    ModelError : no generated path passed the gates, or none has a frame between A and B.
+    ModelError : no generated path passed the gates, or none has a frame between A and B; ``partial`` as below.
     SimulationError : no shot connects A and B; ``partial`` holds the seeds object with the generated paths and the counts.
     """
     if n < 1 or n_shots_per_path < 1 or selection not in ("top", "spread"):
@@ -155,31 +158,33 @@ def reactive_seeds(
             'give positive numbers and selection="top" or "spread"',
         )
     md = None if data is None else [data] if isinstance(data, Trajectory) else list(data)
-    ends = _Ends(model, engine, region_a, region_b, seed)
+    ends = PathEnds(model, engine, region_a, region_b, seed)
     from_a, from_b = (md if starts is None else starts for starts in (starts_a, starts_b))
-    known, mask = ends.imposed(from_a, from_b, n_generate or 3 * n, n_frames or model.n_frames)
-    settings = dict(inpainting or {})
-    generated = np.asarray(model.inpaint(known, mask, seed=integer_seed(seed, "inpainting"), **settings), dtype=np.float64)
-    scores = None if md is None else score_paths(
-        generated, md=md, engine=engine if hasattr(engine, "energies") else None, atoms=ends.atoms, imposed=mask, stride=model.stride
-    )  # fmt: skip
-    finite = np.array(np.isfinite(generated).all(axis=(1, 2, 3)), dtype=bool)
+    ends.refer(from_a, from_b)
+    counts: dict[str, int] = {"network calls": 0}
+    if generated is None:
+        known = ends.imposed(from_a, from_b, n_generate or 3 * n, n_frames or model.n_frames)
+        settings = dict(inpainting or {})
+        made = model.inpaint(known, _both_ends(known.shape[1]), seed=integer_seed(seed, "inpainting"), **settings)
+        counts["network calls"] = _network_calls(model, len(known), settings)
+    else:
+        made = generated.generated if isinstance(generated, ReactiveSeeds) else generated
+    paths = np.asarray(made, dtype=np.float64)
+    scores = _scored(paths, md, engine, ends, model.stride, dict(gates or {}))
+    finite = np.array(np.isfinite(paths).all(axis=(1, 2, 3)), dtype=bool)
     usable = finite if scores is None or not require_gates else scores.passed_all
-    stretches = [ends.between(path) if ok else np.zeros(0, dtype=np.int64) for path, ok in zip(generated, usable, strict=True)]
-    hunt = _Hunt(engine, region_a, region_b, generated, stretches, rebuild or _rebuilder(engine, ends))
-    hunt.counts |= {"generated": len(generated), "network calls": _network_calls(model, len(generated), settings)}
+    stretches = [ends.between(path) if ok else np.zeros(0, dtype=np.int64) for path, ok in zip(paths, usable, strict=True)]
+    counts = {"generated": len(paths), **counts}
     if scores is not None:
-        hunt.counts["passed every gate"] = int(scores.passed_all.sum())
-    hunt.counts["with frames between A and B"] = sum(len(stretch) > 0 for stretch in stretches)
-    if not any(len(stretch) for stretch in stretches):
-        raise ModelError(
-            f"no generated path can be shot from:\n{hunt.seeds(generated, scores, 0).table()}",
-            "train longer, generate more, use longer paths (n_frames), or shoot regardless of the gates (require_gates=False)",
-        )
+        counts["passed every gate"] = int(scores.passed_all.sum())
+    counts["with frames between A and B"] = sum(len(stretch) > 0 for stretch in stretches)
+    hunt = Hunt(engine, region_a, region_b, paths, stretches, rebuild or rebuilder(engine, ends))
+    if not counts["with frames between A and B"]:
+        raise _nothing_to_shoot_from(_seeds(hunt, paths, scores, counts, n), int(usable.sum()))
     frames = stride if stride is not None else model.stride
-    limit = max_duration if max_duration is not None else 10 * generated.shape[1] * model.stride
+    limit = max_duration if max_duration is not None else 10 * paths.shape[1] * model.stride
     hunt.shoot(n, selection, n_shots_per_path, integer_seed(seed, "shots"), max_duration=limit, stride=frames)
-    found = hunt.seeds(generated, scores, n)
+    found = _seeds(hunt, paths, scores, counts, n)
     if not len(found):
         error = SimulationError(
             f"no shot connects A and B:\n{found.table()}",
@@ -190,199 +195,74 @@ def reactive_seeds(
     return found
 
 
-class _Ends:
-    """The configurations between which paths are generated, and the regions on the atoms that a model generates."""
-
-    def __init__(self, model: PathModel, engine: Engine, region_a: Region, region_b: Region, seed: int) -> None:
-        self.model, self.seed, self.regions = model, seed, {"A": region_a, "B": region_b}
-        kept = getattr(getattr(model, "representation", None), "atoms", None)
-        self.n_atoms = len(engine.masses)
-        self.atoms: IntArray | None = None if kept is None or len(kept) == self.n_atoms else np.asarray(kept, dtype=np.int64)
-        self.reference: State | None = None
-
-    def whole(self, frames: Array) -> Array:
-        """Return frames with every atom of the system, NaN where the model generates none."""
-        if self.atoms is None or frames.shape[1] == self.n_atoms:
-            return frames
-        out = np.full((len(frames), self.n_atoms, frames.shape[2]), np.nan)
-        out[:, self.atoms] = frames
-        return out
-
-    def inside(self, name: str, frames: Array) -> npt.NDArray[np.bool_]:
-        region, full = self.regions[name], self.whole(frames)
-        values = {cv.name: cv.evaluate(full) for cv in region.cvs}
-        blind = [cv_name for cv_name, v in values.items() if len(v) and np.isnan(v).all()]
-        if blind:
-            raise DataError(f"{blind[0]} cannot be evaluated on the atoms that the model generates", "define A and B on heavy atoms")
-        return region.contains_values(values)
-
-    def between(self, path: Array) -> IntArray:
-        """Return the frames of a path after it last leaves A and before it first reaches B; none when it does not."""
-        in_a, in_b = np.flatnonzero(self.inside("A", path)), np.flatnonzero(self.inside("B", path))
-        for arrival in in_b:
-            before = in_a[in_a < arrival]
-            if len(before):
-                return np.arange(before[-1] + 1, arrival, dtype=np.int64)
-        return np.zeros(0, dtype=np.int64)
-
-    def imposed(self, starts_a: Any, starts_b: Any, n: int, n_frames: int) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Return paths (n, n_frames, n_atoms, 3) with a configuration of A and one of B as ends, and which frames these are."""
-        if starts_a is None or starts_b is None:
-            sampled = self._sampled()
-            starts_a, starts_b = (sampled if s is None else s for s in (starts_a, starts_b))
-        pools = {name: self._inside_only(name, starts) for name, starts in (("A", starts_a), ("B", starts_b))}
-        complete = [frame for pool in pools.values() for frame in pool[np.isfinite(pool).all(axis=(1, 2))][:1]]
-        self.reference = State(complete[0]) if complete else None
-        picks = {name: stream(self.seed, "ends", name).integers(len(pool), size=n) for name, pool in pools.items()}
-        first, last = pools["A"][picks["A"]], pools["B"][picks["B"]]
-        # only the ends are imposed; the straight line between them merely fills the array
-        weight = np.linspace(0.0, 1.0, n_frames)[None, :, None, None]
-        mask = np.zeros(n_frames, dtype=bool)
-        mask[[0, -1]] = True
-        return np.nan_to_num((1 - weight) * first[:, None] + weight * last[:, None]), mask
-
-    def _sampled(self) -> Any:
-        sample = getattr(self.model, "sample", None)
-        if sample is None:
-            raise DataError("there are no configurations of A and B", "give starts_a and starts_b, or data")
-        drawn = np.asarray(sample(_SAMPLED, seed=integer_seed(self.seed, "ends")), dtype=np.float64)
-        return drawn.reshape(-1, *drawn.shape[2:])
-
-    def _inside_only(self, name: str, starts: Any) -> Array:
-        frames = self.whole(_positions(starts))
-        pool = frames[self.inside(name, frames)]
-        if not len(pool):
-            raise DataError(
-                f"none of {len(frames)} configurations is in {name} ({self.regions[name]})",
-                f"give one as starts_{name.lower()} (a structure from experiment, or from a restrained run), or widen the region",
-            )
-        return pool
+def _both_ends(n_frames: int) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(n_frames, dtype=bool)
+    mask[[0, -1]] = True
+    return mask
 
 
-class _Hunt:
-    """Shots from generated frames, round after round, until enough connect."""
-
-    def __init__(
-        self, engine: Engine, region_a: Region, region_b: Region, generated: Array, stretches: list[IntArray], rebuild: Rebuild
-    ) -> None:
-        self.engine, self.region_a, self.region_b = engine, region_a, region_b
-        self.generated, self.stretches, self.rebuild = generated, stretches, rebuild
-        self.counts: dict[str, int] = {}
-        self.found: list[tuple[Trajectory, int, int, int]] = []
-        self.tally = dict.fromkeys(("not rebuilt", "rebuilt into A or B", "shots", *OUTCOMES, "force evaluations"), 0)
-
-    def shoot(self, n: int, selection: str, n_shots: int, seed: int, **settings: Any) -> None:
-        """Shoot in rounds from one frame per path (``"top"``), or from all chosen frames at once (``"spread"``)."""
-        if selection == "spread":
-            jobs = [(p, int(f)) for p, stretch in enumerate(self.stretches) for f in _spread(stretch, n_shots)]
-            self._round(jobs, seed, **settings)
-            return
-        ranges = {p: (int(stretch[0]), int(stretch[-1])) for p, stretch in enumerate(self.stretches) if len(stretch)}
-        for number in range(n_shots):
-            jobs = [(p, (low + high) // 2) for p, (low, high) in ranges.items()]
-            for (p, frame), fell in zip(jobs, self._round(jobs, integer_seed(seed, number), **settings), strict=True):
-                low, high = ranges[p]
-                # a frame that cannot be rebuilt is passed over, like one that falls to A
-                ranges[p] = (frame + 1, high) if fell in ("A", _UNBUILT) else (low, frame - 1) if fell == "B" else (low, high)
-                if fell == "connected" or ranges[p][0] > ranges[p][1]:
-                    del ranges[p]
-            if len(self.found) >= n or not ranges:
-                return
-
-    def _round(self, jobs: list[tuple[int, int]], seed: int, **settings: Any) -> list[str]:
-        """Shoot once from each (path, frame); return for each ``"connected"``, the state both ends fell to, ``"unbuilt"`` or ``""``."""
-        fate = [""] * len(jobs)
-        states: dict[int, State] = {}
-        built = self.rebuild(np.array([self.generated[p, f] for p, f in jobs]))
-        for i, state in enumerate(built):
-            if state is None:
-                self.tally["not rebuilt"] += 1
-                fate[i] = _UNBUILT
-                continue
-            fate[i] = next((name for name, region in self._regions() if region.contains(state.positions[None])[0]), "")
-            self.tally["rebuilt into A or B"] += bool(fate[i])
-            if not fate[i]:
-                states[i] = state
-        if not states:
-            return fate
-        shots = two_way_shots(self.engine, list(states.values()), self.region_a, self.region_b, seed=seed, **settings)
-        for k, i in enumerate(states):
-            fate[i] = "connected" if shots.connecting[k] else _fell(shots, k)
-            if shots.connecting[k]:
-                self.found.append((*shots.reactive_path(k), *jobs[i]))
-        self.tally["shots"] += len(shots)
-        self.tally["force evaluations"] += shots.force_evaluations
-        for name, number in shots.counts().items():
-            self.tally[name] += number
-        return fate
-
-    def _regions(self) -> tuple[tuple[str, Region], tuple[str, Region]]:
-        return ("A", self.region_a), ("B", self.region_b)
-
-    def seeds(self, generated: Array, scores: PathScores | None, n: int) -> ReactiveSeeds:
-        """Return what was found so far, with the counts."""
-        findings = []
-        if 0 < len(self.found) < n:
-            text = f"{len(self.found)} of {n} paths were found"
-            findings.append(Finding("few-reactive-seeds", text, "raise n_generate or n_shots_per_path"))
-        if scores is None:
-            findings.append(Finding("paths-not-scored", "there was no MD to score the generated paths against", "give data="))
-        columns = np.array([row[1:] for row in self.found], dtype=np.int64).reshape(-1, 3)
-        return ReactiveSeeds(
-            tuple(row[0] for row in self.found), columns[:, 1], columns[:, 2], columns[:, 0],
-            generated, scores, self.counts | self.tally, tuple(findings),
-        )  # fmt: skip
-
-
-def _fell(shots: ShotResults, shot: int) -> str:
-    """Return the state that both halves ended in, or ``""``."""
-    ends = shots.backward_ends[shot], shots.forward_ends[shot]
-    return ends[0] if ends[0] == ends[1] else ""
-
-
-def _spread(stretch: IntArray, n: int) -> IntArray:
-    """Return up to n frames, evenly spaced inside the stretch."""
-    if len(stretch) <= n:
-        return stretch
-    return np.asarray(stretch[((np.arange(n) + 0.5) / n * len(stretch)).astype(int)])
-
-
-def _positions(starts: Any) -> Array:
-    """Return configurations (n, n_atoms, 3) of states, trajectories or an array."""
-    if isinstance(starts, np.ndarray):
-        return starts
-    parts = [starts] if isinstance(starts, (State, Trajectory)) else list(starts)
-    if not parts:
-        raise DataError("the list of configurations is empty")
-    return np.concatenate([p.positions[None] if isinstance(p, State) else p.positions for p in parts])
-
-
-def _as_they_are(frames: Array) -> list[State | None]:
-    return [State(frame) for frame in frames]
-
-
-def _rebuilder(engine: Engine, ends: _Ends) -> Rebuild:
-    """Return how frames become states when the user does not say."""
-    if engine.topology is None:
-        return _as_they_are
-    if ends.atoms is None:
-        # not minimized: that would let the torsions slide down from the barrier
-        return lambda frames: [_constrained(engine, State(frame)) for frame in frames]
-    if ends.reference is None:
-        fix = "give data, starts_a or starts_b with all atoms, or rebuild="
-        raise ConfigError(f"the model generates {len(ends.atoms)} of {ends.n_atoms} atoms, and no structure shows where the others go", fix)
-    from couloir.sampling.rebuild import rebuild
-
-    atoms, reference, seed = ends.atoms, ends.reference, integer_seed(ends.seed, "rebuild")
-    return lambda frames: list(rebuild(engine, engine.topology, frames, atoms, reference=reference, seed=seed).states)  # type: ignore[arg-type]
-
-
-def _constrained(engine: Engine, state: State) -> State | None:
-    constrain = getattr(engine, "apply_constraints", None)
-    try:
-        return state if constrain is None else constrain(state)
-    except SimulationError:
+def _scored(
+    paths: Array, md: list[Trajectory] | None, engine: Engine, ends: PathEnds, stride: float, limits: dict[str, float]
+) -> PathScores | None:
+    if md is None:
+        if limits:
+            raise ConfigError(f"gates = {limits} without data", "give data= to score the generated paths against")
         return None
+    return score_paths(
+        paths, md=md, engine=engine if hasattr(engine, "energies") else None, topology=engine.topology, atoms=ends.atoms,
+        imposed=_both_ends(paths.shape[1]), stride=stride, **limits,
+    )  # fmt: skip
+
+
+def _seeds(hunt: Hunt, generated: Array, scores: PathScores | None, counts: dict[str, int], n: int) -> ReactiveSeeds:
+    """Return what was found so far, with the counts."""
+    findings = []
+    if 0 < len(hunt.found) < n:
+        text = f"{len(hunt.found)} of {n} paths were found"
+        findings.append(Finding("few-reactive-seeds", text, "raise n_generate or n_shots_per_path"))
+    if scores is None:
+        findings.append(Finding("paths-not-scored", "there was no MD to score the generated paths against", "give data="))
+    columns = np.array([row[1:] for row in hunt.found], dtype=np.int64).reshape(-1, 3)
+    return ReactiveSeeds(
+        tuple(row[0] for row in hunt.found), columns[:, 1], columns[:, 2], columns[:, 0],
+        generated, scores, counts | hunt.tally, tuple(findings),
+    )  # fmt: skip
+
+
+_REMEDIES = {
+    "finite": "train anew at a smaller learning rate",
+    "energy": "train longer",
+    "bonds": "train longer",
+    "angles": "train longer",
+    "jump": "give the crossing more frames (n_frames) or train longer",
+    "seam": 'raise resamples or n_calls (inpainting={"resamples": ...}), or train longer',
+}
+
+
+def _nothing_to_shoot_from(partial: ReactiveSeeds, n_usable: int) -> ModelError:
+    """Return the error that says why no generated path can be shot from."""
+    n, scores = len(partial.generated), partial.scores
+    table = partial.table()
+    if n_usable or scores is None:
+        why = f"{n_usable} of {n} generated paths could be used, but none has a frame between A and B"
+        fix = "use frames closer together (the model's stride) or other n_frames, or shrink A and B"
+    else:
+        failed = {gate: int((~ok).sum()) for gate, ok in scores.passed.items()}
+        worst = max(failed, key=lambda gate: failed[gate])
+        why = f"no generated path passed every gate; the gate {worst!r} failed most, {failed[worst]} of {n}{_nearest_miss(scores, worst)}"
+        fix = _REMEDIES[worst] + "; or shoot from these paths regardless: generated=error.partial with looser gates= or require_gates=False"
+    error = ModelError(f"{why}:\n{table}", fix)
+    error.partial = partial
+    return error
+
+
+def _nearest_miss(scores: PathScores, gate: str) -> str:
+    """Return how near the best path that fails a gate comes to its limit; nothing where that is no ratio of the scores."""
+    column = {"bonds": "bond_deviation", "angles": "angle_deviation", "jump": "jump_ratio", "seam": "seam_ratio"}.get(gate)
+    if column is None:
+        return ""
+    values = getattr(scores, column)[~scores.passed[gate]]
+    return f" (the best of these has {column} {values.min():.3g}, the limit is {scores.thresholds[gate]:.3g})"
 
 
 def _network_calls(model: PathModel, n: int, settings: Mapping[str, Any]) -> int:

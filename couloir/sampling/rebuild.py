@@ -10,17 +10,18 @@ What the reference decides for good is the rotamer of each hydroxyl, unless ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from couloir.errors import DataError, SimulationError
+from couloir.errors import DataError
 from couloir.sampling import _openmm_worker as worker
 from couloir.sampling.engine import steps
 from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates
+from couloir.sampling.hydrogens import place_hydrogens
 from couloir.sampling.openmm_engine import OpenMMEngine
 from couloir.sampling.path_scores import superposed_distance
 from couloir.streams import integer_seed
@@ -39,6 +40,7 @@ RELAXATION_STEPS = 200
 _STILL = 1e6  # amu: at 300 K such an atom drifts 0.001 nm/ps
 _FRICTION = "10/ps"  # hydrogens forget how they were placed within the default relaxation
 _RESTRAINT = "rebuild_restraint"
+_PER_ITERATION = 1.4  # most force evaluations per iteration, line searches included, seen with a force that counts its calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +53,27 @@ class Rebuilt:
     failed : the first gate that each frame failed, or None.
     displacement : (n,) root-mean-square distance from the given atoms after superposition, nm; NaN where there is none.
     energies : (n,) potential energy, kJ/mol; NaN where there is none.
+    minimizer_iterations : of all frames and of the reference, failed ones too.
+    dynamics_steps : of the relaxation of all frames.
     """
 
     states: tuple[State | None, ...]
     failed: tuple[str | None, ...]
     displacement: Array
     energies: Array
+    minimizer_iterations: int = 0
+    dynamics_steps: int = 0
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def __iter__(self) -> Iterator[State | None]:
+        return iter(self.states)
+
+    @property
+    def force_evaluations(self) -> int:
+        """Steps of dynamics, and 1.4 times the iterations of the minimizer (for small molecules it takes 1.2 to 1.4 evaluations each)."""
+        return self.dynamics_steps + round(_PER_ITERATION * self.minimizer_iterations)
 
     @property
     def rows(self) -> IntArray:
@@ -107,7 +121,7 @@ def rebuild(
     """Return all-atom states that dynamics can start from, for frames of heavy atoms.
 
     Generated frames become the starting points of :func:`~couloir.sampling.reactive.reactive_seeds` by
-    ``rebuild=lambda frames: rebuild(engine, topology, frames, atoms, reference=state, seed=0).states``.
+    ``rebuild=lambda frames: rebuild(engine, topology, frames, atoms, reference=state, seed=0)``.
 
     Parameters
     ----------
@@ -132,7 +146,9 @@ def rebuild(
     bench.judge(complete, bond_tolerance=0.06, contact_scale=0.4)
     n_steps = RELAXATION_STEPS if relaxation is None else steps(relaxation, engine.time_step, "relaxation")
     stiffness = float(positive(force_constant, "kJ/mol/nm^2", "force_constant"))
-    states = _relaxed(engine, complete, kept, reference.box, bench.alive, stiffness, n_steps, seed)
+    done = _relaxed(engine, complete, kept, reference.box, bench.alive, stiffness, n_steps, seed)
+    iterations, n_moved = (sum(getattr(d, name) for d in done.values()) for name in ("iterations", "steps"))
+    states = {i: d.state for i, d in done.items() if d.state is not None}
     bench.fail([i for i in bench.alive if i not in states], "dynamics")
     for i, state in states.items():
         complete[i] = state.positions
@@ -143,109 +159,11 @@ def rebuild(
         displacement[rows] = superposed_distance(complete[rows][:, kept], x[rows])
         energies[rows] = engine.energies(complete[rows], None if reference.box is None else np.repeat(reference.box[None], len(rows), 0))
         bench.fail(np.flatnonzero(~(displacement <= convert(max_displacement, "nm", "max_displacement"))), "moved")
-        bench.fail(np.flatnonzero(~(energies <= _ceiling(engine, reference, max_energy))), "energy")
+        ceiling, more = _ceiling(engine, reference, max_energy)
+        iterations += more
+        bench.fail(np.flatnonzero(~(energies <= ceiling)), "energy")
     passed = tuple(states[i] if gate is None else None for i, gate in enumerate(bench.failed))
-    return Rebuilt(passed, tuple(bench.failed), displacement, energies)
-
-
-def place_hydrogens(topology: mdtraj.Topology, reference: Array, kept: Array, atoms: IntArray) -> Array:
-    """Return positions (n, n_atoms, 3) of all atoms: those given, and hydrogens as they stand in the reference.
-
-    Each hydrogen keeps its place in axes fixed to its heavy atom P: e1 away from P's heavy neighbours, e2 in the plane
-    of e1 and the first of them (for a single neighbour Q, of e1 and the direction from Q to its next heavy atom),
-    e3 = e1 x e2.  Methyls on a saturated atom are turned to be staggered; lone hydrogens of planar atoms are put in the plane.
-
-    Parameters
-    ----------
-    reference : (n_atoms, 3) a physical structure.
-    kept : (n, n_kept, 3) positions of ``atoms``.
-    atoms : (n_kept,) indices.
-
-    Raises
-    ------
-    DataError : a hydrogen is not bonded to a given heavy atom, or the heavy atoms around it do not fix its direction.
-    """
-    out = np.empty((len(kept), topology.n_atoms, 3))
-    out[:, atoms] = kept
-    for site in _sites(topology, {int(i) for i in atoms}):
-        local = _shaped(site, (reference[site.hydrogens] - reference[site.parent]) @ _axes(reference[None], site)[0].T)
-        out[:, site.hydrogens] = out[:, [site.parent]] + local @ _axes(out, site)
-    return out
-
-
-@dataclass(frozen=True)
-class _Site:
-    """Hydrogens on one heavy atom; ``azimuth`` is the bond (from, to) that tells directions around e1 apart."""
-
-    parent: int
-    neighbours: list[int]
-    azimuth: tuple[int, int]
-    hydrogens: list[int]
-    staggered: bool
-    planar: bool
-
-
-def _sites(topology: mdtraj.Topology, given: set[int]) -> list[_Site]:
-    bonded: dict[int, list[int]] = {i: [] for i in range(topology.n_atoms)}
-    for a, b in topology.bonds:
-        bonded[a.index].append(b.index)
-        bonded[b.index].append(a.index)
-    elements = [a.element.symbol if a.element is not None else "X" for a in topology.atoms]
-    heavy = {i: sorted(j for j in js if elements[j] != "H") for i, js in bonded.items()}
-    missing: dict[int, list[int]] = {}
-    for h in (i for i in range(topology.n_atoms) if i not in given):
-        if len(bonded[h]) != 1 or not heavy[h]:
-            raise DataError(f"hydrogen {topology.atom(h)} (atom {h}) has {len(bonded[h])} bonds, expected one to a heavy atom")
-        missing.setdefault(heavy[h][0], []).append(h)
-    return [_site(topology, parent, hydrogens, bonded, heavy, elements) for parent, hydrogens in missing.items()]
-
-
-def _site(
-    topology: mdtraj.Topology,
-    parent: int,
-    hydrogens: list[int],
-    bonded: dict[int, list[int]],
-    heavy: dict[int, list[int]],
-    elements: list[str],
-) -> _Site:
-    around = heavy[parent]
-    beyond = [j for j in heavy[around[0]] if j != parent] if len(around) == 1 else []
-    if len(around) < 2 and not beyond:
-        raise DataError(
-            f"the direction of the hydrogens on {topology.atom(parent)} (atom {parent}) is not fixed by the heavy atoms around it",
-            "give the positions of these hydrogens too",
-        )
-    unsaturated = {i for i, js in bonded.items() if elements[i] == "C" and len(js) < 4}
-    lone = len(around) == 2 and len(bonded[parent]) == 3
-    planar = lone and (parent in unsaturated or (elements[parent] == "N" and not unsaturated.isdisjoint(around)))
-    staggered = len(around) == 1 and len(hydrogens) == 3 and len(bonded[around[0]]) == 4
-    return _Site(parent, around, (around[0], beyond[0]) if beyond else (parent, around[0]), hydrogens, staggered, planar)
-
-
-def _shaped(site: _Site, local: Array) -> Array:
-    """Return a site's hydrogens (n_hydrogens, 3), in its axes, staggered or in the plane where they should be."""
-    if site.planar:
-        return local * [1.0, 1.0, 0.0]
-    if not site.staggered:
-        return local
-    angles = np.arctan2(local[:, 2], local[:, 1])
-    turn = np.angle(-np.exp(-3j * angles).sum()) / 3  # three-fold: 60, 180 and 300 degrees from the azimuth
-    c, s = np.cos(turn), np.sin(turn)
-    return np.asarray(local @ np.array([[1.0, 0.0, 0.0], [0.0, c, s], [0.0, -s, c]]))
-
-
-def _axes(x: Array, site: _Site) -> Array:
-    """Return e1, e2, e3 as rows (n, 3, 3) at a site of frames x (n, n_atoms, 3)."""
-    first = -_unit(_unit(x[:, site.neighbours] - x[:, [site.parent]]).sum(axis=1))
-    side = x[:, site.azimuth[1]] - x[:, site.azimuth[0]]
-    side = side - (side * first).sum(axis=-1, keepdims=True) * first
-    any_side = np.cross(first, np.eye(3)[np.abs(first).argmin(axis=-1)])  # three atoms in a line, as in a nitrile
-    second = _unit(np.where(np.linalg.norm(side, axis=-1, keepdims=True) > 1e-6, side, any_side))
-    return np.stack([first, second, np.cross(first, second)], axis=1)
-
-
-def _unit(v: Array) -> Array:
-    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12))
+    return Rebuilt(passed, tuple(bench.failed), displacement, energies, iterations, n_moved)
 
 
 class _Bench:
@@ -300,10 +218,19 @@ class _Task:
     seed: int
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What became of one frame, None when it broke down, and what that took."""
+
+    state: State | None
+    iterations: int
+    steps: int = 0
+
+
 def _relaxed(
     engine: OpenMMEngine, complete: Array, kept: IntArray, box: Array | None, rows: list[int], stiffness: float, n_steps: int, seed: int
-) -> dict[int, State]:
-    """Return the states that came through, by row."""
+) -> dict[int, _Done]:
+    """Return what became of the rows."""
     if not rows:
         return {}
     held = OpenMMEngine(
@@ -317,8 +244,7 @@ def _relaxed(
         walk = worker.WalkerTask(i, there, None, {}, start, key, 1, n_steps, 0, (), None, False)
         minimize = worker.MinimizeTask(i, there, None, {}, start, 0, 10.0)
         tasks.append(_Task(complete[i][kept], minimize, walk, home, integer_seed(key, "velocities")))
-    results = held._run(_relax, tasks)
-    return {i: state for i, state in zip(rows, results, strict=True) if state is not None}
+    return dict(zip(rows, held._run(_relax, tasks), strict=True))
 
 
 def _held(engine: OpenMMEngine, kept: IntArray, stiffness: float) -> str:
@@ -339,33 +265,41 @@ def _held(engine: OpenMMEngine, kept: IntArray, stiffness: float) -> str:
     return str(openmm.XmlSerializer.serialize(system))
 
 
-def _relax(task: _Task) -> State | None:
-    """Minimize and relax one frame where its work lands; None when it breaks down."""
+def _relax(task: _Task) -> _Done:
+    """Minimize and relax one frame where its work lands."""
     with worker.turn(task.walk.description):
         driver = worker.simulation(task.walk.description, None)
         (force,) = (f for f in driver.context.getSystem().getForces() if f.getName() == _RESTRAINT)
         for k, place in enumerate(task.target):
             force.setParticleParameters(k, force.getParticleParameters(k)[0], place)
         force.updateParametersInContext(driver.context)
-        minimized = worker.run_minimize(task.minimize)
+        minimized, iterations = _minimize(task.minimize)
         if not isinstance(minimized, State):
-            return None
+            return _Done(None, iterations)
         relaxed = worker.run_walker(replace(task.walk, state=minimized))
+        n_steps = driver.context.getStepCount()  # run_walker counts from zero
         if relaxed.failure is not None:
-            return None
+            return _Done(None, iterations, n_steps)
         own = worker.simulation(task.home, None)
         own.place(State(relaxed.last.positions, None, task.walk.state.box))
         own.context.applyConstraints(own.integrator.getConstraintTolerance())
         own.context.setVelocitiesToTemperature(task.home.temperature, task.seed)
-        return own.state()
+        return _Done(own.state(), iterations, n_steps)
 
 
-def _ceiling(engine: OpenMMEngine, reference: State, max_energy: float) -> float:
-    """Return the highest potential energy, kJ/mol, of a thermal structure that may also stand on a barrier."""
-    try:
-        lowest = engine.minimize(State(reference.positions, None, reference.box))[0]
-    except SimulationError as error:
-        raise DataError(f"the reference cannot be minimized: {error.message}", "give a physical structure as reference") from error
+def _minimize(task: worker.MinimizeTask) -> tuple[State | str, int]:
+    """Return what :func:`~couloir.sampling._openmm_worker.run_minimize` returns, and how many iterations that took."""
+    iterations = worker.Iterations()
+    return worker.run_minimize(task, iterations), iterations.n
+
+
+def _ceiling(engine: OpenMMEngine, reference: State, max_energy: float) -> tuple[float, int]:
+    """Return the highest potential energy, kJ/mol, of a thermal structure that may also stand on a barrier, and iterations spent."""
+    start = State(reference.positions, None, reference.box)
+    task = worker.MinimizeTask(0, engine._describe(engine.platform), None, {}, start, 0, 10.0)
+    [(lowest, iterations)] = engine._run(_minimize, [task])
+    if not isinstance(lowest, State):
+        raise DataError(f"the reference cannot be minimized: {lowest}", "give a physical structure as reference")
     n_free = int((engine.masses > 0).sum()) * 3 - len(engine.molecule.constraints)
     energy = engine.energies(lowest.positions, None if reference.box is None else reference.box[None])[0]
-    return float(energy + engine.kT * (n_free / 2 + max_energy + 6 * np.sqrt(n_free / 2)))
+    return float(energy + engine.kT * (n_free / 2 + max_energy + 6 * np.sqrt(n_free / 2))), iterations

@@ -17,8 +17,9 @@ from couloir.errors import DataError
 from couloir.generative import HeavyAtoms, representation_from
 from couloir.sampling import OpenMMEngine, reactive_seeds, systems
 from couloir.sampling.gates import GeometryGates
+from couloir.sampling.hydrogens import place_hydrogens
 from couloir.sampling.path_scores import superposed_distance
-from couloir.sampling.rebuild import REBUILD_GATES, Rebuilt, place_hydrogens, rebuild
+from couloir.sampling.rebuild import REBUILD_GATES, Rebuilt, rebuild
 from couloir.trajectory import Array, State
 
 PHI, PSI = Dihedral((4, 6, 8, 14), "phi"), Dihedral((6, 8, 14, 16), "psi")
@@ -175,6 +176,37 @@ def test_limits_that_are_asked_for_are_gates(alanine: OpenMMEngine, md: Array) -
     assert rebuilt(alanine, md[:3], max_energy=-1000.0).failed == ("energy",) * 3
 
 
+def test_what_rebuilding_costs_is_counted_frame_by_frame(alanine: OpenMMEngine, md: Array) -> None:
+    none, one, two = (rebuilt(alanine, md[:n]) for n in range(3))
+    assert (none.force_evaluations, one.dynamics_steps, two.dynamics_steps) == (0, 200, 400)
+    assert rebuilt(alanine, md[:1], relaxation="0.1 ps").dynamics_steps == 50
+    assert 0 < one.minimizer_iterations < two.minimizer_iterations
+    assert two.force_evaluations >= 400 + two.minimizer_iterations
+    broken = np.full_like(md[:1], np.nan)
+    assert rebuilt(alanine, np.concatenate([md[:1], broken])).force_evaluations == one.force_evaluations
+
+
+def test_every_iteration_of_the_minimizer_is_counted(alanine: OpenMMEngine, md: Array) -> None:
+    """A force that counts its calls sees as many as the iterations say, and the line searches."""
+    import openmm
+
+    from couloir.sampling._openmm_worker import Iterations
+
+    system, calls = alanine.molecule.system(), 0
+
+    def count(state: Any) -> tuple[float, Array]:
+        nonlocal calls
+        calls += 1
+        return 0.0, np.zeros((22, 3))
+
+    system.addForce(openmm.PythonForce(count))
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference"))
+    iterations = Iterations()
+    context.setPositions(md[0])
+    openmm.LocalEnergyMinimizer.minimize(context, 10.0, 0, iterations)
+    assert 20 < iterations.n < calls < 1.4 * iterations.n + 10
+
+
 def test_a_row_depends_on_its_frame_and_number_alone(alanine: OpenMMEngine, md: Array, dynamics: Rebuilt) -> None:
     again = rebuilt(alanine, md[:3])
     other = rebuilt(alanine, md[:3], seed=2)
@@ -249,9 +281,10 @@ def test_rebuilt_barrier_frames_of_a_heavy_atom_model_lead_to_reactive_paths() -
     model = CarbonsTurned(engine)
     found = reactive_seeds(
         model, engine, trans, gauche, 1, seed=1, n_generate=8, max_duration="4 ps", **ends,
-        rebuild=lambda frames: rebuild(engine, engine.topology, frames, model.representation.atoms, reference=state, seed=1).states,
+        rebuild=lambda frames: rebuild(engine, engine.topology, frames, model.representation.atoms, reference=state, seed=1),
     )  # fmt: skip
     assert found.counts["not rebuilt"] == 0
+    assert found.counts["force evaluations of rebuilding"] > 200 * found.counts["shots"]
     path = found.paths[0].positions
     assert trans.contains(path[:1])[0]
     assert gauche.contains(path[-1:])[0]

@@ -7,6 +7,7 @@ works on both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -195,7 +196,7 @@ class Trajectory:
             raise DataError("nothing to join: the list of trajectories is empty")
         first = parts[0]
         for part in parts:
-            if part.positions.shape[1:] != first.positions.shape[1:] or not np.isclose(part.stride, first.stride):
+            if part.positions.shape[1:] != first.positions.shape[1:] or not math.isclose(part.stride, first.stride, rel_tol=1e-5):
                 raise DataError("trajectories to join differ in atoms or stride")
 
         def together(name: str) -> Array | None:

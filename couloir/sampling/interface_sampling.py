@@ -1,0 +1,356 @@
+"""Transition interface sampling with replica exchange: how often a system leaves A, and how far it comes.
+
+Every ensemble [0-], [0+] ... [n-1+] of :mod:`couloir.sampling.interface_ensembles` holds one path per set.  In each cycle all
+paths of all sets are moved by shooting, then neighbours exchange theirs: [0-] with [0+], [1+] with [2+] ... in even
+cycles, [0+] with [1+], [2+] with [3+] ... in odd ones.
+
+- [i+] and [i+1+] exchange when the lower path crosses the higher interface: each weighs its paths alike, so that the
+  ratio of acceptance is 1 (van Erp, Phys. Rev. Lett. 98, 268301 (2007)).
+- [0-] and [0+] exchange by dynamics: the end of the excursion, one frame in A and one outside, is run forward until A
+  or B and becomes the new departure, and the start of the departure, run backward until it is outside A, the new
+  excursion.  Reversible dynamics makes this ratio 1 as well.
+
+Step k follows from the paths after step k-1 and a seed derived from (seed, name, set, ensemble, k).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.analysis.crossing import InterfaceSamples
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.region import Region
+from couloir.errors import DataError
+from couloir.progress import progress_bar
+from couloir.sampling.dragging import propagated
+from couloir.sampling.engine import Engine, steps
+from couloir.sampling.interface_ensembles import (
+    CrossingEnsemble,
+    ExcursionEnsemble,
+    departures,
+    excursions,
+    piece,
+    require_boundary,
+)
+from couloir.sampling.path_moves import ShootingMove, Trial
+from couloir.sampling.path_sampling import OnProgress
+from couloir.sampling.path_store import PathLog, bare
+from couloir.sampling.velocities import fresh, has_velocities, turned, turned_paths
+from couloir.store import Store
+from couloir.streams import integer_seed
+from couloir.trajectory import Trajectory
+from couloir.units import convert
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class TransitionInterfaceSampling:
+    """Sampling of paths that leave A and cross interfaces on the way to B.
+
+    Attributes
+    ----------
+    region_a : everything up to the first interface; decided at frames only, as everything here.
+    region_b : where paths end that do not come back.
+    along : the order parameter; grows from A to B.
+    interfaces : (n,) its values in ascending order, in its unit; the first is the boundary of A.
+    move : one-way or two-way shooting.
+    swaps : whether neighbours exchange paths.
+    max_duration : ps; longer paths are not part of the ensembles.
+    name : prefix of what is stored, and part of every random stream.
+
+    Raises
+    ------
+    DataError : the interfaces do not ascend, or the move is one that carries an anchor.
+    """
+
+    engine: Engine
+    region_a: Region
+    region_b: Region
+    along: CollectiveVariable
+    interfaces: Sequence[Any]
+    move: ShootingMove = field(default_factory=ShootingMove.one_way)
+    swaps: bool = True
+    max_duration: Any = field(kw_only=True)
+    name: str = field(default="interfaces", kw_only=True)
+
+    def __post_init__(self) -> None:
+        values = tuple(convert(v, self.along.unit, f"an interface along {self.along.name}") for v in self.interfaces)
+        object.__setattr__(self, "interfaces", values)
+        if not values or (np.diff(values) <= 0).any():
+            raise DataError(f"interfaces = {values}, expected at least one, in ascending order")
+        if self.move.offsets:
+            raise DataError(f"{self.move} carries an anchor, which exchanges would lose", "use ShootingMove.one_way() or two_way()")
+
+    @cached_property
+    def ensembles(self) -> tuple[ExcursionEnsemble | CrossingEnsemble, ...]:
+        """[0-], then [0+] ... [n-1+]; the latter share one stop region, so that their dynamics is one batch."""
+        stop = self.region_a | self.region_b
+        crossing = (CrossingEnsemble(self.region_a, self.region_b, self.along, value, stop) for value in self.interfaces)
+        return ExcursionEnsemble(self.region_a, ~self.region_a), *crossing
+
+    def max_frames(self, stride: float) -> int:
+        """Return the most frames a path may have, one every ``stride`` ps.
+
+        Raises
+        ------
+        DataError : ``max_duration`` holds no path.
+        """
+        frames = math.floor(round(convert(self.max_duration, "ps", "max_duration") / stride, 6)) + 1
+        if frames < 3:
+            raise DataError(f"max_duration = {self.max_duration} holds no path of frames every {stride:g} ps", "raise it")
+        return frames
+
+    def run(
+        self,
+        first: Trajectory | Iterable[Trajectory],
+        n_cycles: int,
+        *,
+        seed: int,
+        n_sets: int = 1,
+        discard: int = 0,
+        keep_paths: bool = False,
+        store: Store | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> InterfaceSamples:
+        """Move all paths ``n_cycles`` times and return what they were after each cycle.
+
+        Parameters
+        ----------
+        first : trajectories at one stride, of which every ensemble takes what belongs to it: a path from A to B is enough,
+            and so is what :func:`initial_paths` returns.
+        n_sets : independent sets of all ensembles, moved side by side: they use more cores, and tell errors.
+        discard : cycles at the beginning that are not returned, as first paths carry no weight.
+        keep_paths : whether the paths themselves are returned.
+        store : where every step is kept; a store that holds some of this run already is continued.
+        on_progress : called with the cycles done and asked for.
+
+        Returns
+        -------
+        One row per ensemble, set and cycle; where nothing was accepted, the old path's again.
+
+        Raises
+        ------
+        DataError : ``first`` has no path for some ensemble, or A does not end at the first interface.
+        StoreError : the store holds another run of this name.
+        """
+        if n_cycles <= discard or discard < 0 or n_sets < 1:
+            raise DataError(
+                f"n_cycles = {n_cycles}, discard = {discard}, n_sets = {n_sets}", "sample more cycles than are discarded, at least 1 set"
+            )
+        given = [first] if isinstance(first, Trajectory) else list(first)
+        starts = self._starts(given, n_sets, seed)
+        log = PathLog(store, self.name, self._plan(starts, n_sets, seed))
+        sets = _Sets(self, starts, n_sets, n_cycles - discard, keep_paths)
+        stored = log.replay(sets.paths)
+        with progress_bar(self.name, n_cycles, "cycles") as bar:
+            try:
+                for k in range(1, n_cycles + 1):
+                    self._cycle(sets, k, seed, stored, log)
+                    if k > discard:
+                        sets.note(k)
+                    bar.advance(1, f"acceptance {sets.acceptance:.2f}")
+                    if on_progress is not None:
+                        on_progress(k, n_cycles)
+            finally:
+                log.commit()
+        return sets.samples()
+
+    def _cycle(self, sets: _Sets, k: int, seed: int, stored: Iterable[list[Trial]], log: PathLog) -> None:
+        replay = iter(stored)
+        trials = next(replay, None)
+        if trials is None:
+            seeds = [integer_seed(seed, self.name, "set", s, "ensemble", e, "step", k) for s, e in sets.places]
+            ensembles = [self.ensembles[e] for _, e in sets.places]
+            trials = self.move.propose(self.engine, sets.paths, ensembles, seeds=seeds, max_frames=sets.max_frames)
+            log.add(trials, sets.paths)
+        sets.apply(trials)
+        if not self.swaps:
+            return
+        sets.swap(odd=k % 2 == 1)
+        if k % 2 == 0:
+            trials = next(replay, None)
+            if trials is None:
+                seeds = [integer_seed(seed, self.name, "set", s, "exchange", k) for s in range(sets.n_sets)]
+                trials = self._exchange(sets, seeds)
+                log.add(trials, sets.paths)
+            sets.apply(trials)
+
+    def _exchange(self, sets: _Sets, seeds: Sequence[int]) -> list[Trial]:
+        """Return trials of [0-] and [0+] that take each other's end and run on from it; those of the others change nothing."""
+        inner, outer = (sets.of(e) for e in (0, 1))
+        ends = [piece(sets.paths[c], len(sets.paths[c]) - 2, len(sets.paths[c])) for c in inner]
+        begins = [piece(sets.paths[c], 0, 2) for c in outer]
+        ahead = self._run_on(ends, 1, [integer_seed(one, "ahead") for one in seeds], sets.max_frames)
+        behind = self._run_on(begins, 0, [integer_seed(one, "behind") for one in seeds], sets.max_frames)
+        per_frame = steps(sets.paths[0].stride, self.engine.time_step, "stride")
+        out = [_unchanged(0) for _ in sets.paths]
+        for c_in, c_out, new_out, new_in in zip(inner, outer, ahead, behind, strict=True):
+            spent = [per_frame * (len(new) - 2) for new in (new_in, new_out)]
+            finished = new_in.ended == new_out.ended == "stopped" and max(len(new_in), len(new_out)) <= sets.max_frames
+            taken = finished and self.ensembles[0].accepts(new_in) and self.ensembles[1].accepts(new_out)
+            for c, new, cost in ((c_in, new_in, spent[0]), (c_out, new_out, spent[1])):
+                out[c] = _taken(new, cost) if taken else replace(_unchanged(cost), reason="ensemble" if finished else "max length")
+        return out
+
+    def _run_on(self, pairs: Sequence[Trajectory], ensemble: int, seeds: Sequence[int], max_frames: int) -> list[Trajectory]:
+        """Return pairs of frames, run forward from the second into a path of [0+], or backward from the first into one of [0-]."""
+        forward = ensemble == 1
+        states = [pair.state(1 if forward else 0) for pair in pairs]
+        more = propagated(
+            self.engine, states if forward else turned(self.engine, states), duration=(max_frames - 2) * pairs[0].stride,
+            stride=pairs[0].stride, stop=self.ensembles[ensemble].stop, velocities=True, seed=seeds,
+        )  # fmt: skip
+        ended = [run.ended for run in more]
+        parts = [[pair, bare(run)] for pair, run in zip(pairs, more, strict=True)]
+        if not forward:
+            parts = [[past, pair] for past, pair in zip(turned_paths(self.engine, more), pairs, strict=True)]
+        return [replace(Trajectory.join(both), ended=how, last=None) for both, how in zip(parts, ended, strict=True)]
+
+    def _starts(self, given: list[Trajectory], n_sets: int, seed: int) -> list[Trajectory]:
+        """Return a path for every set and ensemble, set after set; candidates are dealt to the sets in turn."""
+        if not given:
+            raise DataError("there are no first paths", "find some by initial_paths(sampling, state, ...) or reactive_seeds")
+        require_boundary(given, self.region_a, self.along, self.interfaces[0])
+        given = [self._moving(path, integer_seed(seed, "first", i)) for i, path in enumerate(given)]
+        given += turned_paths(self.engine, given)  # equilibrium dynamics runs them as often
+        longest = self.max_frames(given[0].stride)
+        out = [path for path in departures(given, self.region_a, self.region_b) if len(path) <= longest]
+        if not out:
+            raise DataError(
+                f"no first path of at most {self.max_duration} leaves A ({self.region_a}) and comes to A or B again",
+                "give paths that do, or raise max_duration",
+            )
+        maxima = [float(self.along.evaluate(path.positions).max()) for path in out]
+        inside = [path for path in excursions(given, self.region_a) if len(path) <= longest] or self._into(out[0], longest, seed)
+        starts = []
+        for s in range(n_sets):
+            starts.append(inside[s % len(inside)])
+            for value in self.interfaces:
+                crossing = [path for path, top in zip(out, maxima, strict=True) if top > value]
+                if not crossing:
+                    raise DataError(
+                        f"no first path crosses the interface at {self.along.name} = {value:g}; the farthest comes to {max(maxima):.4g}",
+                        "give a path from A to B, or find paths by initial_paths(sampling, state, ...)",
+                    )
+                starts.append(crossing[s % len(crossing)])
+        return starts
+
+    def _into(self, departure: Trajectory, longest: int, seed: int) -> list[Trajectory]:
+        path = self._run_on([piece(departure, 0, 2)], 0, [integer_seed(seed, "into A")], longest)[0]
+        if path.ended != "stopped":
+            raise DataError(
+                f"dynamics into A ({self.region_a}) did not leave it again within max_duration = {self.max_duration}",
+                "raise max_duration, or move the first interface towards A",
+            )
+        return [bare(path)]
+
+    def _moving(self, path: Trajectory, seed: int) -> Trajectory:
+        """Return a path with velocities where the engine has them and without where it has none."""
+        if not has_velocities(self.engine):
+            return replace(bare(path), velocities=None)
+        if path.velocities is not None:
+            return bare(path)
+        drawn = fresh(self.engine, [path.state(i) for i in range(len(path))], seed)
+        return replace(bare(path), velocities=np.array([state.velocities for state in drawn]))
+
+    def _plan(self, starts: Sequence[Trajectory], n_sets: int, seed: int) -> dict[str, Any]:
+        total = hashlib.sha256()
+        for path in starts:
+            for array in (path.positions, path.velocities, path.boxes):
+                total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
+        return {
+            "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "along": self.along.to_dict(),
+            "interfaces": list(self.interfaces), "move": str(self.move), "swaps": self.swaps, "n_sets": n_sets,
+            "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
+        }  # fmt: skip
+
+
+class _Sets:
+    """The paths of all sets, ensemble after ensemble in each, and what was noted of them after each cycle."""
+
+    def __init__(
+        self, sampling: TransitionInterfaceSampling, starts: list[Trajectory], n_sets: int, n_noted: int, keep_paths: bool
+    ) -> None:
+        self.sampling, self.paths, self.n_sets = sampling, starts, n_sets
+        self.n_ensembles = len(sampling.ensembles)
+        self.places = [(s, e) for s in range(n_sets) for e in range(self.n_ensembles)]
+        self.max_frames = sampling.max_frames(starts[0].stride)
+        self.facts = [self._facts(path) for path in starts]
+        self.tried = self.accepted = 0
+        self.force_evaluations = 0
+        self._noted: list[list[tuple[float, float, int, bool]]] = []
+        self._steps: list[int] = []
+        self._kept: list[Trajectory] | None = [] if keep_paths else None
+
+    @property
+    def acceptance(self) -> float:
+        return self.accepted / max(1, self.tried)
+
+    def of(self, ensemble: int) -> list[int]:
+        """Return where the paths of one ensemble are, set after set."""
+        return [s * self.n_ensembles + ensemble for s in range(self.n_sets)]
+
+    def apply(self, trials: Sequence[Trial]) -> None:
+        for c, trial in enumerate(trials):
+            self.force_evaluations += trial.force_evaluations
+            self.tried += trial.frame_old >= 0
+            if trial.accepted and trial.path is not None:
+                self.accepted += trial.frame_old >= 0
+                self.paths[c] = bare(trial.path)
+                self.facts[c] = self._facts(trial.path)
+
+    def swap(self, odd: bool) -> None:
+        """Exchange the paths of [i+] and [i+1+], for every second i, where the lower one crosses the higher interface."""
+        for lower in range(1 if odd else 2, self.n_ensembles - 1, 2):
+            for c in self.of(lower):
+                if self.facts[c][0] > self.sampling.interfaces[lower]:  # the interface of ensemble lower + 1, as [0-] has none
+                    self.paths[c], self.paths[c + 1] = self.paths[c + 1], self.paths[c]
+                    self.facts[c], self.facts[c + 1] = self.facts[c + 1], self.facts[c]
+
+    def note(self, step: int) -> None:
+        self._steps.append(step)
+        self._noted.append(list(self.facts))
+        if self._kept is not None:
+            self._kept += self.paths
+
+    def samples(self) -> InterfaceSamples:
+        table = [row for rows in self._noted for row in rows]
+        maximum, minimum, length, ends_in_b = (np.array(column) for column in zip(*table, strict=True))
+        sets, ensembles = np.array(self.places, dtype=np.int64).T
+        n = len(self._steps)
+        return InterfaceSamples(
+            interfaces=np.array(self.sampling.interfaces),
+            along=self.sampling.along.name,
+            unit=self.sampling.along.unit,
+            ensemble=np.tile(ensembles - 1, n),
+            chain=np.tile(sets, n),
+            step=np.repeat(np.array(self._steps, dtype=np.int64), len(self.places)),
+            maximum=maximum,
+            minimum=minimum,
+            length=length,
+            ends_in_b=ends_in_b,
+            stride=self.paths[0].stride,
+            paths=tuple(self._kept or ()),
+        )
+
+    def _facts(self, path: Trajectory) -> tuple[float, float, int, bool]:
+        """Return maximum and minimum of the order parameter, number of frames, and whether the path ends in B."""
+        values = self.sampling.along.evaluate(path.positions)
+        return float(values.max()), float(values.min()), len(path), bool(self.sampling.region_b.contains(path.positions[-1:])[0])
+
+
+def _unchanged(evaluations: int) -> Trial:
+    return Trial(None, False, "ensemble", -math.inf, -1, -1, "both", None, evaluations)
+
+
+def _taken(path: Trajectory, evaluations: int) -> Trial:
+    return Trial(bare(path), True, "accepted", 0.0, -1, -1, "both", None, evaluations)

@@ -1,0 +1,98 @@
+"""First paths for interface sampling, from a state in A alone: dynamics that leaves A, then shots that come farther and farther."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from couloir.errors import SimulationError
+from couloir.sampling.dragging import propagated
+from couloir.sampling.interface_ensembles import CrossingEnsemble, departures
+from couloir.sampling.interface_sampling import TransitionInterfaceSampling
+from couloir.sampling.path_moves import ShootingMove
+from couloir.streams import integer_seed
+from couloir.trajectory import State, Trajectory
+
+PATIENCE = 200
+"""Rounds of shots without a path that crosses the next interface, after which the climb gives up."""
+
+
+def initial_paths(
+    sampling: TransitionInterfaceSampling, start: State, *, stride: float, seed: int, n_shots: int = 16, patience: int = PATIENCE
+) -> list[Trajectory]:
+    """Return trajectories in which every ensemble of ``sampling`` finds a first path.
+
+    Runs of dynamics from ``start`` leave A; what comes out is shot from, always in the ensemble of the highest interface
+    that was crossed, until the next one is.  The paths are seeds: they carry no weight.
+
+    Parameters
+    ----------
+    start : a state in A.
+    stride : time between frames, ps.
+    n_shots : paths that are moved side by side.
+    patience : rounds without progress after which to give up, out of A and from each interface to the next.
+
+    Raises
+    ------
+    SimulationError : nothing left A, or nothing crossed an interface, within ``patience`` rounds.
+    """
+    found = _left(sampling, start, stride, seed, n_shots, patience)
+    farthest = _tops(sampling, found)
+    climbed = list(found)
+    for level, value in enumerate(sampling.interfaces[1:], start=1):
+        chains = [found[int(i)] for i in np.argsort(-farthest)][:n_shots]
+        for k in range(patience):
+            tops = _tops(sampling, chains)
+            if tops.max() > value:
+                break
+            chains = _shot(sampling, chains, level, n_shots, integer_seed(seed, "climb", level, k))
+        else:
+            raise SimulationError(
+                f"no path crossed the interface at {sampling.along.name} = {value:g} in {patience} rounds of {n_shots} shots",
+                "put another interface before it, or give more shots",
+            )
+        found = [path for path, top in zip(chains, tops, strict=True) if top > value]
+        farthest = _tops(sampling, found)
+        climbed += found
+    return climbed
+
+
+def _left(sampling: TransitionInterfaceSampling, start: State, stride: float, seed: int, n_shots: int, patience: int) -> list[Trajectory]:
+    """Return runs from inside A to the outside and on to A or B, cut to what happens outside."""
+    minus, plus = sampling.ensembles[:2]
+    span = (sampling.max_frames(stride) - 2) * stride
+    states = [start] * n_shots
+    for k in range(patience):
+        runs = propagated(
+            sampling.engine, states, duration=span, stride=stride, stop=minus.stop, velocities=True, seed=integer_seed(seed, "in A", k)
+        )
+        states = [run.last for run in runs if run.ended != "failed" and run.last is not None] or [start]
+        out = [run for run in runs if run.ended == "stopped" and len(run) > 1 and run.last is not None]
+        if out:
+            on = propagated(
+                sampling.engine, [run.state(len(run) - 1) for run in out], duration=span, stride=stride, stop=plus.stop,
+                velocities=True, seed=integer_seed(seed, "out of A", k),
+            )  # fmt: skip
+            whole = [Trajectory.join([before, after]) for before, after in zip(out, on, strict=True) if after.ended == "stopped"]
+            left = [path for path in departures(whole, sampling.region_a, sampling.region_b) if plus.accepts(path)]
+            if left:
+                return left
+    raise SimulationError(
+        f"dynamics from the start did not leave A ({sampling.region_a}) and come to A or B again in {patience} rounds",
+        "start in A, move the first interface towards A, or raise max_duration",
+    )
+
+
+def _shot(sampling: TransitionInterfaceSampling, chains: list[Trajectory], level: int, n_shots: int, seed: int) -> list[Trajectory]:
+    """Return ``n_shots`` paths one shot on, in the ensemble of the interface below ``level``."""
+    below = sampling.ensembles[level]
+    assert isinstance(below, CrossingEnsemble)
+    parents = [chains[i % len(chains)] for i in range(n_shots)]
+    seeds = [integer_seed(seed, i) for i in range(n_shots)]
+    longest = sampling.max_frames(parents[0].stride)
+    move = ShootingMove.two_way() if sampling.move.ways == 2 else ShootingMove.one_way()
+    trials = move.propose(sampling.engine, parents, below, seeds=seeds, max_frames=longest)
+    return [old if trial.path is None else trial.path for trial, old in zip(trials, parents, strict=True)]
+
+
+def _tops(sampling: TransitionInterfaceSampling, paths: list[Trajectory]) -> np.ndarray:
+    return np.array([sampling.along.evaluate(path.positions).max() for path in paths])

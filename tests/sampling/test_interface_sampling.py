@@ -1,0 +1,203 @@
+"""Interface sampling gives flux and crossing probabilities: exactly known ones of a chain, and those of brute force."""
+
+from bisect import bisect_right
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from couloir.cv.geometric import Coordinate
+from couloir.errors import DataError, SimulationError
+from couloir.sampling import ToyEngine, TransitionInterfaceSampling, initial_paths, potentials
+from couloir.sampling.interface_ensembles import departures, excursions
+from couloir.sampling.path_moves import ShootingMove
+from couloir.store import Store
+from couloir.trajectory import Trajectory
+
+X = Coordinate(0, "x")
+
+
+class Walk:
+    """A reversible Markov chain on the sites 0 ... 6 of a line, as an engine: 0 and 1 are A, 6 is B."""
+
+    temperature, time_step, kT, topology, underdamped = 1.0, 1.0, 1.0, None, False
+    masses = np.ones(1)
+
+    def __init__(self):
+        pi = np.exp(-np.array([0.0, 0.5, 1.0, 1.4, 1.7, 1.2, 0.0]))
+        n = len(pi)
+        self.P = np.zeros((n, n))
+        for i in range(n):
+            for j in (i - 1, i + 1):
+                if 0 <= j < n:
+                    self.P[i, j] = 0.49 * min(1, pi[j] / pi[i])
+            self.P[i, i] = 1 - self.P[i].sum()
+        self.steps = [np.cumsum(row).tolist() for row in self.P]
+
+    def digest(self):
+        return "walk"
+
+    def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
+        inside = stop.contains(np.arange(len(self.P), dtype=float)[:, None, None])
+        out = []
+        for state, one in zip(states, seed, strict=True):
+            x, frames, ended = int(state.positions[0, 0]), [], "complete"
+            rng = np.random.default_rng(one)
+            while len(frames) < round(duration) and ended == "complete":
+                x = bisect_right(self.steps[x], rng.random())
+                frames.append(x)
+                ended = "stopped" if inside[x] else "complete"
+            out.append(Trajectory(np.array(frames, dtype=float)[:, None, None], 1.0, ended=ended))
+        return out
+
+    def reach(self, start, goal, back):
+        """Return the probability to come from ``start`` to ``goal`` before ``back``, exactly."""
+        between = np.arange(back + 1, goal)
+        hit = np.linalg.solve(np.eye(len(between)) - self.P[np.ix_(between, between)], self.P[between, goal])
+        return 1.0 if start >= goal else hit[start - back - 1]
+
+    def stay(self, start, sites):
+        """Return the mean number of frames, from ``start`` on, within ``sites``, exactly."""
+        sites = list(sites)
+        return np.linalg.solve(np.eye(len(sites)) - self.P[np.ix_(sites, sites)], np.ones(len(sites)))[sites.index(start)]
+
+
+WALK = Walk()
+LEVELS = (1.5, 2.5, 3.5)
+
+
+def walk_sampling(move, **settings):
+    return TransitionInterfaceSampling(WALK, X < 1.5, X > 5.5, X, LEVELS, move, max_duration=2000, **settings)
+
+
+def first_path(sites=(1, 2, 3, 4, 5, 6)):
+    return Trajectory(np.array(sites, dtype=float)[:, None, None], 1.0)
+
+
+def per_set(samples, ensemble, values):
+    """Return the mean of a row's value over the steps of each set in one ensemble."""
+    chosen = samples.ensemble == ensemble
+    return np.bincount(samples.chain[chosen], values[chosen]) / np.bincount(samples.chain[chosen])
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
+def test_crossing_probabilities_and_flux_of_a_chain_are_exact(move, swaps):
+    samples = walk_sampling(move, swaps=swaps).run(first_path(), 30, seed=4, n_sets=40, discard=10)
+    exact = {
+        "P(1|0)": (per_set(samples, 0, samples.maximum > 2.5), WALK.reach(2, 3, 1)),
+        "P(2|1)": (per_set(samples, 1, samples.maximum > 3.5), WALK.reach(3, 4, 1)),
+        "P(B|2)": (per_set(samples, 2, samples.ends_in_b), WALK.reach(4, 6, 1)),
+        "time in A": (per_set(samples, -1, samples.length - 2.0), WALK.stay(1, (0, 1))),
+        "time outside": (per_set(samples, 0, samples.length - 2.0), WALK.stay(2, (2, 3, 4, 5))),
+    }
+    for name, (found, truth) in exact.items():
+        assert found.std() > 0, name
+        assert stats.ttest_1samp(found, truth).pvalue > 1e-5, (name, found.mean(), truth)
+
+
+LOW = ToyEngine(potentials.double_well(), kT=0.35, time_step=0.01, friction=1.0, threads=1)
+LOW_LEVELS = (-0.8, -0.5, -0.2)
+STRIDE = 0.02
+
+
+def brute_force(n_walkers, duration):
+    """Return per walker: departures from A, arrivals in B and time in the overall state A (it was in A since it was in B)."""
+    out = []
+    for run in LOW.propagate([LOW.state(-1.0)] * n_walkers, duration=duration, stride=STRIDE, seed=11):
+        x = run.positions[:, 0, 0]
+        at = np.where(x <= LOW_LEVELS[0], 1, np.where(x >= 0.8, -1, 0))
+        marked = np.maximum.accumulate(np.where(at != 0, np.arange(len(at)), 0))
+        last = at[marked]  # the state that was visited last
+        leaves = (at[:-1] == 1) & (at[1:] != 1)
+        out.append((leaves.sum(), ((last[:-1] == 1) & (last[1:] == -1)).sum(), (last == 1).sum() * STRIDE))
+    return np.array(out, dtype=float)
+
+
+def test_flux_crossing_probability_and_rate_equal_those_of_brute_force():
+    sampling = TransitionInterfaceSampling(LOW, LOW_LEVELS[0] > X, X > 0.8, X, LOW_LEVELS, max_duration=200)
+    first = initial_paths(sampling, LOW.state(-1.0), stride=STRIDE, seed=2, n_shots=8)
+    samples = sampling.run(first, 80, seed=3, n_sets=20, discard=15)
+    period = STRIDE * (per_set(samples, -1, samples.length - 2.0) + per_set(samples, 0, samples.length - 2.0))
+    steps = [
+        per_set(samples, 0, samples.maximum > -0.5),
+        per_set(samples, 1, samples.maximum > -0.2),
+        per_set(samples, 2, samples.ends_in_b),
+    ]
+    md = brute_force(32, 1500)
+
+    def log_of(parts):
+        """Return the logarithm of a product of means, and its error from the spread over sets or walkers."""
+        parts = [np.asarray(p) for p in parts]
+        relative = sum(p / p.mean() - 1 for p in parts)
+        return sum(np.log(p.mean()) for p in parts), relative.std(ddof=1) / np.sqrt(len(relative))
+
+    def log_ratio(a, b):
+        relative = a / a.mean() - b / b.mean()
+        return np.log(a.mean() / b.mean()), relative.std(ddof=1) / np.sqrt(len(relative))
+
+    flux, flux_error = log_of([period])
+    crossing, crossing_error = log_of(steps)
+    relative = sum(p / p.mean() - 1 for p in steps) - (period / period.mean() - 1)
+    found = {
+        "flux": ((-flux, flux_error), log_ratio(md[:, 0], md[:, 2])),
+        "crossing probability": ((crossing, crossing_error), log_ratio(md[:, 1], md[:, 0])),
+        "rate": ((crossing - flux, relative.std(ddof=1) / np.sqrt(len(relative))), log_ratio(md[:, 1], md[:, 2])),
+    }
+    for name, ((ours, error), (theirs, their_error)) in found.items():
+        combined = np.hypot(error, their_error)
+        assert combined < 0.25, name
+        assert abs(ours - theirs) < 4.5 * combined, (name, ours, theirs, combined)
+
+
+def test_every_row_belongs_to_its_ensemble_and_paths_are_kept_when_asked():
+    sampling = walk_sampling(ShootingMove.one_way())
+    samples = sampling.run(first_path(), 10, seed=1, n_sets=3, keep_paths=True)
+    assert len(samples) == len(samples.paths) == 10 * 3 * 4
+    for i, path in enumerate(samples.paths):
+        assert sampling.ensembles[samples.ensemble[i] + 1].accepts(path)
+        values = path.positions[:, 0, 0]
+        assert (samples.maximum[i], samples.minimum[i], samples.length[i]) == (values.max(), values.min(), len(path))
+        assert samples.ends_in_b[i] == (values[-1] > 5.5)
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path):
+    sampling = walk_sampling(ShootingMove.one_way())
+    whole = sampling.run(first_path(), 12, seed=5, n_sets=2)
+
+    def stop_at_seven(done, _):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampling.run(first_path(), 12, seed=5, n_sets=2, store=Store(tmp_path / "s"), on_progress=stop_at_seven)
+    again = sampling.run(first_path(), 12, seed=5, n_sets=2, store=Store(tmp_path / "s"))
+    for name in ("ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+
+
+def test_a_trajectory_is_cut_into_departures_and_excursions():
+    path = first_path((2, 1, 0, 1, 2, 3, 2, 1, 1, 2, 3, 4, 5, 6, 5))
+    a, b = X < 1.5, X > 5.5
+    assert [p.positions[:, 0, 0].tolist() for p in excursions([path], a)] == [[2, 1, 0, 1, 2], [2, 1, 1, 2]]
+    assert [p.positions[:, 0, 0].tolist() for p in departures([path], a, b)] == [[1, 2, 3, 2, 1], [1, 2, 3, 4, 5, 6]]
+
+
+def test_what_cannot_be_sampled_is_refused():
+    with pytest.raises(DataError, match="ascending"):
+        TransitionInterfaceSampling(WALK, X < 1.5, X > 5.5, X, (2.5, 1.5), max_duration=100)
+    with pytest.raises(DataError, match="anchor"):
+        walk_sampling(ShootingMove.aimless(1))
+    with pytest.raises(DataError, match="first interface"):
+        TransitionInterfaceSampling(WALK, X < 0.5, X > 5.5, X, LEVELS, max_duration=100).run(first_path(), 2, seed=1)
+    with pytest.raises(DataError, match=r"crosses the interface at x = 3.5; the farthest comes to 3"):
+        walk_sampling(ShootingMove.one_way()).run(first_path((1, 2, 3, 2, 1)), 2, seed=1)
+    with pytest.raises(DataError, match="leaves A"):
+        walk_sampling(ShootingMove.one_way()).run(first_path((1, 0, 1)), 2, seed=1)
+
+
+def test_first_paths_that_cannot_climb_say_where():
+    cold = ToyEngine(potentials.double_well(), kT=0.02, time_step=0.01, friction=1.0, threads=1)
+    sampling = TransitionInterfaceSampling(cold, X < -0.9, X > 0.8, X, (-0.9, 0.0), max_duration=50)
+    with pytest.raises(SimulationError, match="crossed the interface at x = 0"):
+        initial_paths(sampling, cold.state(-1.0), stride=0.02, seed=1, n_shots=4, patience=3)

@@ -8,13 +8,13 @@ the Reference platform has one random generator per process, and another Context
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +23,9 @@ import openmm
 from openmm import unit
 
 from couloir.cv.base import CollectiveVariable
-from couloir.cv.bias import Bias, HarmonicBias, LeptonTerm, SumOfBiases
 from couloir.cv.region import Region
+from couloir.sampling._openmm_bias import BiasPlan, bias_forces
+from couloir.sampling._openmm_noise import random_forces, reseed_reference
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, State
 
@@ -61,22 +62,6 @@ class Description:
     def load_system(self) -> openmm.System:
         """Return a fresh System."""
         return openmm.XmlSerializer.deserialize(zlib.decompress(self.system).decode())
-
-
-@dataclass(frozen=True)
-class BiasPlan:
-    """The forces of a bias, up to the values of their parameters.
-
-    Attributes
-    ----------
-    key : equal for two biases that can share one Context.
-    terms : per force, the CVs it acts on and its Lepton expression.
-    cvs : name -> CV.
-    """
-
-    key: str
-    terms: tuple[tuple[tuple[str, ...], LeptonTerm], ...]
-    cvs: Mapping[str, CollectiveVariable] = field(compare=False)
 
 
 @dataclass(frozen=True)
@@ -151,6 +136,15 @@ class _Simulation:
     integrator: openmm.Integrator
     periodic: bool
     unbiased_groups: int
+    seeds_by_process: bool = False
+    """Whether its noise is the Reference platform's, and the integrator the only one that remembers anything between steps."""
+
+    @cached_property
+    def inverse_masses(self) -> Array:
+        """1 / mass (n_atoms, 1) in 1/amu; 0 for particles without mass."""
+        system = self.context.getSystem()
+        masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
+        return np.asarray(np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)[:, None])
 
     def place(self, state: State) -> None:
         """Set box (the System's own when the state has none), then positions (virtual sites included)."""
@@ -163,11 +157,14 @@ class _Simulation:
     def reset(self, parameters: Mapping[str, float], seed: int) -> None:
         """Forget everything: the next steps depend on the seed and on what is set from here on."""
         value = integer_seed(seed, "dynamics")
-        self.integrator.setRandomNumberSeed(value)
-        for force in self.context.getSystem().getForces():
-            if hasattr(force, "setRandomNumberSeed"):
+        if self.seeds_by_process and reseed_reference(value):
+            self.context.setTime(0.0)
+            self.context.setStepCount(0)
+        else:
+            self.integrator.setRandomNumberSeed(value)
+            for force in random_forces(self.context.getSystem()):
                 force.setRandomNumberSeed(value)
-        self.context.reinitialize(preserveState=False)
+            self.context.reinitialize(preserveState=False)
         self.set_parameters(parameters)
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
@@ -182,50 +179,6 @@ class _Simulation:
     def state(self) -> State:
         snapshot = self.context.getState(positions=True, velocities=True)
         return State(_positions(snapshot), _velocities(snapshot), _box(snapshot) if self.periodic else None)
-
-
-def separate(bias: Bias) -> list[Bias]:
-    """Return biases on as few CVs as possible whose sum is ``bias``: one native force each is the fastest form."""
-    if isinstance(bias, SumOfBiases):
-        return [part for term in bias.terms for part in separate(term)]
-    if isinstance(bias, HarmonicBias):
-        rows = zip(bias.names, bias.centers, bias.force_constants, bias.periods, strict=True)
-        return [HarmonicBias((name,), (center,), (constant,), (period,)) for name, center, constant, period in rows]
-    return [bias]
-
-
-def plan_bias(bias: Bias, cvs: Mapping[str, CollectiveVariable]) -> tuple[BiasPlan, dict[str, float]]:
-    """Return the forces that ``bias`` needs and the values of their parameters."""
-    import cloudpickle  # type: ignore[import-untyped]
-
-    grouped: dict[tuple[str, ...], list[Bias]] = {}
-    for part in separate(bias):
-        grouped.setdefault(part.names, []).append(part)
-    terms = tuple(
-        (names, (parts[0] if len(parts) == 1 else SumOfBiases(tuple(parts))).lepton(f"bias{i}_"))
-        for i, (names, parts) in enumerate(grouped.items())
-    )
-    used = {name: cvs[name] for name in bias.names}
-    content = cloudpickle.dumps(([(names, term.structure) for names, term in terms], used))
-    parameters = {k: v for _, term in terms for k, v in term.parameters.items()}
-    return BiasPlan(hashlib.sha256(content).hexdigest(), terms, used), parameters
-
-
-def bias_forces(plan: BiasPlan) -> list[openmm.Force]:
-    """Return one native force per term; several CVs in one expression become a CustomCVForce."""
-    forces = []
-    for names, term in plan.terms:
-        force = plan.cvs[names[0]].to_openmm_energy(term.expression, term.parameters) if len(names) == 1 else None
-        if force is None or (term.tables and not hasattr(force, "addTabulatedFunction")):
-            force = openmm.CustomCVForce(term.expression)
-            for name in names:
-                force.addCollectiveVariable(name, plan.cvs[name].to_openmm())
-            for name, value in term.parameters.items():
-                force.addGlobalParameter(name, value)
-        for name, (low, high, periodic, values) in term.tables.items():
-            force.addTabulatedFunction(name, openmm.Continuous1DFunction(values, low, high, periodic))
-        forces.append(force)
-    return forces
 
 
 def free_group(system: openmm.System) -> int:
@@ -253,7 +206,8 @@ def simulation(description: Description, bias: BiasPlan | None) -> _Simulation:
     platform = openmm.Platform.getPlatformByName(description.platform)
     context = openmm.Context(system, integrator, platform, dict(description.properties))
     unbiased = 0xFFFFFFFF & ~(1 << group) if bias is not None else -1
-    contexts[key] = _Simulation(context, integrator, system.usesPeriodicBoundaryConditions(), unbiased)
+    shared_noise = description.platform == "Reference" and not random_forces(system)
+    contexts[key] = _Simulation(context, integrator, system.usesPeriodicBoundaryConditions(), unbiased, shared_noise)
     return contexts[key]
 
 
@@ -428,13 +382,12 @@ def run_kicks(task: KickTask) -> list[State]:
     out = []
     with turn(task.description):
         driver = simulation(task.description, None)
-        system, tolerance = driver.context.getSystem(), driver.integrator.getConstraintTolerance()
-        masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
-        factor = np.divide(task.fraction * task.description.time_step, masses, out=np.zeros_like(masses), where=masses > 0)[:, None]
+        tolerance = driver.integrator.getConstraintTolerance()
+        factor = task.fraction * task.description.time_step * driver.inverse_masses
         for state in task.states:
             driver.place(state)
             forces = _read(driver.context.getState(forces=True), openmm.State.Forces)
-            driver.context.setVelocities(state.velocities + factor * forces)
+            driver.context.setVelocities(np.asarray(state.velocities) + factor * forces)
             driver.context.applyVelocityConstraints(tolerance)
             out.append(State(state.positions, _velocities(driver.context.getState(velocities=True)), state.box))
     return out

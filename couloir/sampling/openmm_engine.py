@@ -19,6 +19,7 @@ from couloir.cv.bias import Bias
 from couloir.cv.region import Region
 from couloir.errors import ConfigError, DataError, SimulationError, nearest
 from couloir.sampling import _openmm_worker as worker
+from couloir.sampling._openmm_bias import BiasPlan, plan_bias
 from couloir.sampling._pool import available_cores, run_tasks
 from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
 from couloir.sampling.platforms import PlatformSpeed, available_platforms, platform_properties, time_platforms
@@ -307,16 +308,16 @@ class OpenMMEngine:
 
     def _plans(
         self, bias: Bias | Sequence[Bias | None] | None, record: Sequence[CollectiveVariable], n: int
-    ) -> list[tuple[worker.BiasPlan | None, dict[str, float]]]:
+    ) -> list[tuple[BiasPlan | None, dict[str, float]]]:
         cvs = {cv.name: cv for cv in record}
         if len(cvs) != len(record):
             raise DataError(f"two recorded CVs have the same name: {', '.join(cv.name for cv in record)}", "give each CV its own name")
-        plans: list[tuple[worker.BiasPlan | None, dict[str, float]]] = []
+        plans: list[tuple[BiasPlan | None, dict[str, float]]] = []
         for i, one in enumerate(per_walker_biases(bias, n)):
             missing = [] if one is None else [name for name in one.names if name not in cvs]
             if missing:
                 raise DataError(f"the bias of walker {i} is on {missing[0]!r}, which is not in record{nearest(missing[0], cvs)}")
-            plans.append((None, {}) if one is None else worker.plan_bias(one, cvs))
+            plans.append((None, {}) if one is None else plan_bias(one, cvs))
         return plans
 
     def _trajectory(self, result: worker.WalkerResult, names: tuple[str, ...], stride: float, frame_every: int) -> Trajectory:

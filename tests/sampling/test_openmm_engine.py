@@ -200,7 +200,7 @@ def test_a_harmonic_bias_samples_its_boltzmann_distribution():
 def test_the_forces_of_a_bias_have_its_energy(bias):
     import openmm
 
-    from couloir.sampling._openmm_worker import bias_forces, plan_bias
+    from couloir.sampling._openmm_bias import bias_forces, plan_bias
 
     plan, parameters = plan_bias(bias, {"phi": PHI, "psi": PSI})
     system = openmm.XmlSerializer.deserialize(alanine().system_xml)
@@ -218,7 +218,7 @@ def test_the_forces_of_a_bias_have_its_energy(bias):
 
 
 def test_windows_that_differ_in_numbers_share_a_context():
-    from couloir.sampling._openmm_worker import plan_bias
+    from couloir.sampling._openmm_bias import plan_bias
 
     keys = {plan_bias(HarmonicBias.on(PHI, c, k), {"phi": PHI})[0].key for c, k in [(0, 1), (1, 1), (2, 5)]}
     assert len(keys) == 1

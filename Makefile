@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # Parallelism is over walkers, windows and tests; libraries that start threads of their own only get in their way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test statistical lint format tutorials bench tables docs clean
+.PHONY: help demo test statistical lint format tutorials bench studies tables docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ tutorials: $(READY)  ## execute the notebooks at reduced size (COULOIR_TUTORIAL_
 
 bench: $(READY)  ## every benchmark at small scale, then the tables in README and docs
 	set -e; for name in $$($(BIN)/python -m benchmarks.tables --list); do $(BIN)/python -m benchmarks.$$name --scale small; done
+	$(BIN)/python -m benchmarks.tables
+
+studies: $(READY)  ## the ablations of DynamicsDiffusion at small scale (hours), then the tables
+	set -e; for study in heads encoder data calls lengths temperature; do $(BIN)/python -m benchmarks.dynamics_studies --scale small --study $$study --threads 2; done
 	$(BIN)/python -m benchmarks.tables
 
 tables: $(READY)  ## the tables in README and docs from benchmarks/results

@@ -48,9 +48,10 @@ def train(scale: str, folder: Path) -> FittedTrajectoryDiffusion:
 
 
 def memory(x: Array, reference: Array) -> float:
-    """Return the largest difference of the autocorrelation (generated, simulated; (n, frames)) over some lags."""
+    """Return the largest difference of the autocorrelation (generated, simulated; (n, frames)) over those lags that fit."""
     mean, variance = float(reference.mean()), float(reference.var())
-    both = [autocorrelation(series, mean, variance)[list(LAGS)] for series in (x, reference)]
+    lags = [lag for lag in LAGS if lag < x.shape[1]]
+    both = [autocorrelation(series, mean, variance, lags) for series in (x, reference)]
     return float(np.abs(both[0] - both[1]).max())
 
 

@@ -1,7 +1,7 @@
 """The benchmark tables in README.md and docs/benchmarks.md, made from ``benchmarks/results/*.json``.
 
     python -m benchmarks.tables            rewrite what stands between the markers
-    python -m benchmarks.tables --list     name the benchmarks (one a line)
+    python -m benchmarks.tables --list     name the benchmarks of `make bench` (one a line)
 
 Numbers in a page are never typed: a test compares the committed pages with what this script makes of the results.
 """
@@ -18,11 +18,13 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PAGES = {"README.md": False, "docs/benchmarks.md": True}
 """Pages with tables, and whether they show everything or only the claims that have a target."""
 NOT_BENCHMARKS = {"__init__", "alone", "results", "tables"}
+HOURS = {"dynamics_studies"}
+"""Benchmarks that take hours even when they are small; ``make studies`` runs them."""
 
 
 def names() -> list[str]:
-    """Return the benchmark scripts, in alphabetical order."""
-    return sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    """Return the benchmark scripts that ``make bench`` runs, in alphabetical order."""
+    return sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in NOT_BENCHMARKS | HOURS)
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ V = -9 x^2 + x^3 + 4.5 x^4 + 3 y^2, overdamped, mobility 1, time step 0.001, a f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,11 +82,11 @@ def profile_error(x: Array, kT: float = 1.0) -> ProfileError:
     return ProfileError(float(off.mean()), float(off[between].mean()))
 
 
-def autocorrelation(series: Array, mean: float, variance: float) -> Array:
-    """Return the autocorrelation (n_frames,) of snippets (n, n_frames) about the stationary mean and variance."""
+def autocorrelation(series: Array, mean: float, variance: float, lags: Sequence[int]) -> Array:
+    """Return the autocorrelation (n_lags,) of snippets (n, n_frames) about the stationary mean and variance, at lags in frames."""
     centred = series - mean
     n = series.shape[1]
-    return np.array([(centred[:, : n - k] * centred[:, k:]).mean() / variance for k in range(n)])
+    return np.array([(centred[:, : n - k] * centred[:, k:]).mean() / variance for k in lags])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ functions that NumPy and torch share (``xp`` is either module); batching, gradie
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +74,10 @@ class CollectiveVariable(ABC):
         """
         batch = np.asarray(positions, dtype=np.float64)
         return np.asarray(self.compute(batch[None] if batch.ndim == 2 else batch, np), dtype=np.float64)
+
+    def of_frame(self) -> Callable[[Array], float] | None:
+        """Return a function that evaluates one frame (n_atoms, 3) to rounding, much faster than a batch of one; None if there is none."""
+        return None
 
     def value_and_gradient(self, positions: Array) -> tuple[Array, Array]:
         """Return values (n_frames,) and their gradients (n_frames, n_atoms, 3) in unit/nm."""

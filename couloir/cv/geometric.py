@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from couloir.cv import _single as single
 from couloir.cv._native import bonded, calls_table, check_name, collective, constant, define, wrapped_text
 from couloir.cv.base import CollectiveVariable, wrap
 from couloir.cv.selection import atom_of, find_residue
@@ -63,6 +64,10 @@ class _Bonded(_Geometric):
 
     def _vectors(self, positions: Any) -> list[Any]:
         return [positions[:, b] - positions[:, a] for a, b in zip(self.atoms, self.atoms[1:], strict=False)]
+
+    def of_frame(self) -> Callable[[Array], float]:
+        formula, rows = single.FORMULAS[self.type], np.array(self.atoms)
+        return lambda frame: formula(*frame.take(rows, axis=0).tolist())
 
     def to_openmm_energy(self, expression: str, parameters: Mapping[str, float]) -> openmm.Force:
         kind, variable = self.native
@@ -334,6 +339,9 @@ class Coordinate(_Geometric):
 
     def compute(self, positions: Any, xp: Any) -> Any:
         return wrap(positions[:, 0, self.index], self.period)
+
+    def of_frame(self) -> Callable[[Array], float]:
+        return lambda frame: float(wrap(frame[0, self.index], self.period))
 
     def to_openmm_energy(self, expression: str, parameters: Mapping[str, float]) -> openmm.Force:
         if self.index > 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from couloir.trajectory import Array
 
 # a number followed by a unit (any word but the operators), as a user types it after a comparison
 _WITH_UNIT = re.compile(r"(?<![\w.])([+-]?\s*(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*((?!(?:and|or|not)\b|[eE][+-]?\d)[A-Za-zÅµ][\w/^*Å]*)")
+
+_MARGIN = 1e-9  # of a CV's value: far above rounding, and so narrow that hardly a frame is in it
 
 Mask = npt.NDArray[np.bool_]
 
@@ -36,6 +38,30 @@ class Region(ABC):
     def contains(self, positions: Array) -> Mask:
         """Return which frames of positions (n_frames, n_atoms, 3) lie inside; each CV is computed once."""
         return self.contains_values({cv.name: cv.evaluate(positions) for cv in self.cvs})
+
+    def decider(self) -> Callable[[Array], bool]:
+        """Return a function that says of one frame (n_atoms, 3) what :meth:`contains` says, faster where the CVs know how.
+
+        Values that agree to rounding decide alike unless they are next to a limit; there :meth:`contains` decides.
+        """
+        functions = {cv.name: cv.of_frame() for cv in self.cvs}
+
+        def exactly(frame: Array) -> bool:
+            return bool(self.contains(frame[None])[0])
+
+        fast = [(name, function) for name, function in functions.items() if function is not None]
+        if len(fast) < len(functions):
+            return exactly
+
+        def decide(frame: Array) -> bool:
+            decision = self.decides({name: function(frame) for name, function in fast})
+            return exactly(frame) if decision is None else decision
+
+        return decide
+
+    def decides(self, values: Mapping[str, float]) -> bool | None:
+        """Return whether one frame's CV values (name -> number) lie inside; None where rounding could decide."""
+        return None
 
     def __and__(self, other: Region) -> Region:
         return _Both(self, other)
@@ -93,6 +119,16 @@ class Interval(Region):
             return (x >= self.low) | (x <= self.high)
         return (x >= self.low) & (x <= self.high)
 
+    def decides(self, values: Mapping[str, float]) -> bool | None:
+        x, low, high = values[self.cv.name], self.low, self.high
+        margin = _MARGIN * (1.0 + abs(x))
+        period = self.cv.period
+        if not (abs(x - low) > margin and abs(x - high) > margin and (period is None or period / 2 - abs(x) > margin)):
+            return None
+        if period is not None and low > high:
+            return x >= low or x <= high
+        return low <= x <= high
+
     def __str__(self) -> str:
         return f"{self.low:g} <= {self.cv.name} <= {self.high:g}"
 
@@ -113,6 +149,10 @@ class _Both(Region):
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         return self.a.contains_values(values) & self.b.contains_values(values)
 
+    def decides(self, values: Mapping[str, float]) -> bool | None:
+        a, b = self.a.decides(values), self.b.decides(values)
+        return None if a is None or b is None else a and b
+
     def __str__(self) -> str:
         return f"({self.a}) & ({self.b})"
 
@@ -129,6 +169,10 @@ class _Either(Region):
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         return self.a.contains_values(values) | self.b.contains_values(values)
 
+    def decides(self, values: Mapping[str, float]) -> bool | None:
+        a, b = self.a.decides(values), self.b.decides(values)
+        return None if a is None or b is None else a or b
+
     def __str__(self) -> str:
         return f"({self.a}) | ({self.b})"
 
@@ -143,6 +187,10 @@ class _Not(Region):
 
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         return ~self.a.contains_values(values)
+
+    def decides(self, values: Mapping[str, float]) -> bool | None:
+        a = self.a.decides(values)
+        return None if a is None else not a
 
     def __str__(self) -> str:
         return f"~({self.a})"

@@ -227,6 +227,7 @@ class _Recorder:
 
     def __init__(self, task: WalkerTask, driver: _Simulation) -> None:
         self.task, self.driver = task, driver
+        self.stops = None if task.stop is None else task.stop.decider()
         n_atoms, n_frames = len(task.state.positions), task.n_records // task.frame_every if task.frame_every else 0
         self.frames = np.empty((n_frames, n_atoms, 3))
         self.velocities = np.empty((n_frames, n_atoms, 3)) if task.velocities else None
@@ -243,7 +244,7 @@ class _Recorder:
         while self.done < task.n_records and not stopped and failure is None:
             failure = self._record()
             if failure is None:
-                stopped = task.stop is not None and bool(task.stop.contains(self._newest()[None])[0])
+                stopped = self.stops is not None and self.stops(self._newest())
                 if self.done - self.evaluated == len(self.block):
                     self._evaluate()
         last = self.driver.state() if failure is None else self._last_good()
@@ -279,7 +280,7 @@ class _Recorder:
             )
         except openmm.OpenMMException as error:
             return str(error)
-        energy, positions = snapshot.getPotentialEnergy().value_in_unit(_ENERGY), _positions(snapshot)
+        energy, positions = snapshot.getPotentialEnergy()._value, _positions(snapshot)
         if not math.isfinite(energy):
             return f"the potential energy is {energy}"
         if not np.abs(positions).max() < _FAR:  # also when it is NaN

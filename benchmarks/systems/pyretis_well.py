@@ -1,7 +1,7 @@
-"""The double well of PyRETIS' first example and what was published of it (used by ``benchmarks.interface_sampling``).
+"""The double well of PyRETIS' example "RETIS in a 1D potential" and what was published of it (used by ``benchmarks.interface_sampling``).
 
 x^4 - 2x^2 at kT = 0.07, Langevin dynamics, mass 1, friction 0.3, time step 0.002, every step a frame; A is x < -0.9, B is
-x > 1.0 (Lervik, Riccardi & van Erp, J. Comput. Chem. 38, 2439 (2017)).
+x > 1.0.  PyRETIS: Lervik, Riccardi & van Erp, J. Comput. Chem. 38, 2439 (2017); the settings are those of its documentation.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from couloir.sampling.interface_ensembles import (
     require_boundary,
 )
 from couloir.sampling.path_moves import ShootingMove, Trial
-from couloir.sampling.path_sampling import OnProgress
+from couloir.sampling.path_sampling import OnProgress, described
 from couloir.sampling.path_store import PathLog, bare
 from couloir.sampling.velocities import fresh, has_velocities, turned, turned_paths
 from couloir.store import Store
@@ -269,7 +269,7 @@ class TransitionInterfaceSampling:
                 total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
         return {
             "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "along": self.along.to_dict(),
-            "interfaces": list(self.interfaces), "move": str(self.move), "swaps": self.swaps, "n_sets": n_sets,
+            "interfaces": list(self.interfaces), "move": described(self.move), "swaps": self.swaps, "n_sets": n_sets,
             "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
         }  # fmt: skip
 

@@ -35,6 +35,8 @@ OnProgress = Callable[[int, int], None]
 
 PATIENCE = 10
 """Times the steps asked for, after which a run until decorrelation gives up."""
+_TIMES = 10
+"""Times the longest first path, that paths may take by default."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ class TransitionPathSampling:
     ----------
     region_a, region_b : the two states; decided at frames only.
     move : proposes and accepts paths.
-    max_duration : ps; longer paths are not part of the ensemble.
+    max_duration : ps; longer paths are not part of the ensemble; default ten times the longest path that a chain begins with.
+        The finding ``paths-cut`` says when that matters.
     name : prefix of what is stored, and part of every random stream.
     """
 
@@ -53,7 +56,7 @@ class TransitionPathSampling:
     region_a: Region
     region_b: Region
     move: ShootingMove = field(default_factory=ShootingMove.one_way)
-    max_duration: Any = field(kw_only=True)
+    max_duration: Any = field(default=None, kw_only=True)
     name: str = field(default="paths", kw_only=True)
 
     def run(
@@ -120,10 +123,12 @@ class TransitionPathSampling:
         shapes = {(path.positions.shape[1:], round(path.stride, 9), path.boxes is None) for path in given}
         if len(shapes) > 1:
             raise DataError("first paths differ in atoms, stride or box", "give paths of one system at one stride")
-        max_frames = math.floor(round(convert(self.max_duration, "ps", "max_duration") / given[0].stride, 6)) + 1
+        paths = [self._reactive(path, i, integer_seed(seed, "first", i)) for i, path in enumerate(given[:n_chains])]
+        max_frames = _TIMES * (max(map(len, paths)) - 1) + 1
+        if self.max_duration is not None:
+            max_frames = math.floor(round(convert(self.max_duration, "ps", "max_duration") / given[0].stride, 6)) + 1
         if max_frames < 3:
             raise DataError(f"max_duration = {self.max_duration} holds no path of frames every {given[0].stride:g} ps", "raise it")
-        paths = [self._reactive(path, i, integer_seed(seed, "first", i)) for i, path in enumerate(given[:n_chains])]
         for i, path in enumerate(paths):
             if len(path) > max_frames:
                 length = (len(path) - 1) * path.stride
@@ -161,7 +166,7 @@ class TransitionPathSampling:
             for array in (path.positions, path.velocities, path.boxes):
                 total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
         return {
-            "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "move": _described(self.move),
+            "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "move": described(self.move),
             "max_frames": max_frames, "n_chains": len(starts), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
         }  # fmt: skip
 
@@ -183,7 +188,7 @@ class _Goal:
         return chains.steps >= PATIENCE * self.n_steps or (self.done(chains) >= self.n_paths and all(chains.decorrelated))
 
 
-def _described(move: ShootingMove) -> str:
+def described(move: ShootingMove) -> str:
     """Return a move with the numbers of its selector; other settings by their kind, as their text may differ between processes."""
     settings = {
         key: value if isinstance(value, (int, float, str)) else getattr(value, "name", type(value).__name__)

@@ -7,18 +7,20 @@ hold frames of the path their chain was started from carry no weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from couloir.analysis import path_files
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate
 from couloir.analysis.timeseries import scale_reduction, statistical_inefficiency
 from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
-from couloir.trajectory import Array, Trajectory
+from couloir.trajectory import Array, State, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +72,7 @@ class PathEnsemble:
     outcomes : per outcome of a move, how often each chain met it, (n_chains,).
     force_evaluations : steps of dynamics that were spent.
     findings : named warnings.
+    shooting : (n,) the frame of each path that its dynamics was started from; -1 where it was not made by shooting.
 
     Raises
     ------
@@ -84,6 +87,7 @@ class PathEnsemble:
     outcomes: Mapping[str, IntArray]
     force_evaluations: int
     findings: tuple[Finding, ...] = ()
+    shooting: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         n = len(self.paths)
@@ -91,8 +95,10 @@ class PathEnsemble:
             raise DataError("there are no paths")
         if not np.allclose([path.stride for path in self.paths], self.paths[0].stride):
             raise DataError("paths differ in the time between frames", "use paths of one stride")
-        for name, kind in (("chain", np.int64), ("step", np.int64), ("multiplicity", np.int64), ("decorrelated", np.bool_)):
-            array = np.array(getattr(self, name), dtype=kind)
+        if not len(self.shooting):
+            object.__setattr__(self, "shooting", np.full(n, -1))
+        for name in path_files.ROWS:
+            array = np.array(getattr(self, name), dtype=np.bool_ if name == "decorrelated" else np.int64)
             if array.shape != (n,):
                 raise DataError(f"{name} has shape {array.shape}, expected ({n},): one entry per path")
             array.setflags(write=False)
@@ -168,9 +174,8 @@ class PathEnsemble:
         ------
         DataError : no path is decorrelated, or the observable is not one finite number per path.
         """
+        self._decorrelated()
         series = self._series(self.values(observable))
-        if not series:
-            raise DataError("no path is decorrelated from the paths the chains were started from", "sample more steps")
         together = np.concatenate(series)
         mean = float(together.mean())
         n_effective = self._n_effective(series)
@@ -204,6 +209,70 @@ class PathEnsemble:
         errors = [self.mean((counts[:, i] - p * counts.sum(axis=1)) / per_path).standard_error for i, p in enumerate(share)]
         width = np.diff(edges)
         return PathDensity(cv.name, cv.unit, edges, share / width, np.array(errors) / width)
+
+    def transition_states(self, n: int = 20, *, committor: CollectiveVariable | None = None, at: float | None = None) -> list[State]:
+        """Return up to ``n`` frames of decorrelated paths that may be transition states; candidates, without weights.
+
+        With a committor, the frame of each path where it is nearest to ``at``, ends left out.  It is as good as the model is.
+
+        Without one, the shooting points of accepted moves.  Those of two-way and aimless moves fell to A on one side and to B
+        on the other with fresh velocities, which has the probability 2 p_B (1 - p_B) without inertia: they crowd where
+        p_B = 1/2 (Peters & Trout, J. Chem. Phys. 125, 054108 (2006)).  Those of one-way moves are spread over the barrier as the
+        frames of paths are, unless a selector picks them near its top.  Either way :func:`couloir.sampling.committor` decides.
+
+        Parameters
+        ----------
+        n : at most one per path, evenly picked among the chains and steps.
+        committor : a collective variable that tells how far a reaction went, such as a learned committor.
+        at : its value at the transition state; default 1/2, or 0 for one that returns the logit of p_B.
+
+        Raises
+        ------
+        DataError : ``n`` is not positive, no path is decorrelated, or none was made by shooting and there is no committor.
+        """
+        if n < 1:
+            raise DataError(f"n = {n}, expected at least 1")
+        rows = self._decorrelated()
+        if committor is None:
+            rows = rows[self.shooting[rows] >= 0]
+            frames = self.shooting[rows]
+            if not len(rows):
+                raise DataError("no decorrelated path was made by shooting", "give a committor")
+        else:
+            top = at if at is not None else 0.0 if getattr(committor, "output", None) == "logit" else 0.5
+            distance = [np.abs(np.asarray(committor.evaluate(self.paths[i].positions)) - top) for i in rows]
+            frames = np.array([1 + int(np.argmin(d[1:-1])) for d in distance])
+        picked = np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))
+        return [self.paths[rows[i]].state(int(frames[i])) for i in picked]
+
+    def save(self, file: str | Path) -> None:
+        """Write everything to one npz file (no pickles); it is replaced at once or not at all."""
+        path_files.save(self, file)
+
+    @classmethod
+    def load(cls, file: str | Path) -> PathEnsemble:
+        """Read what :meth:`save` wrote, bit for bit; raises DataError when the file is something else."""
+        return cls(**path_files.load(file))
+
+    def export(self, folder: str | Path, *, every_path: bool = False) -> list[Path]:
+        """Write decorrelated paths for other programs: ``topology.pdb``, a DCD file each, and ``paths.csv`` with their weights.
+
+        Positions are rounded to single precision, and velocities are left out: to go on from paths, use :meth:`save`.
+
+        Parameters
+        ----------
+        folder : made if missing.
+        every_path : also those that still hold frames of a first path.
+
+        Returns
+        -------
+        The DCD files, named by chain and step.
+
+        Raises
+        ------
+        DataError : there is no path to write, or no topology.
+        """
+        return path_files.export(self, folder, every_path=every_path)
 
     def diagnose(self) -> list[Finding]:
         """Return what is unsure: findings of the sampling, too few independent paths, and chains whose durations disagree."""
@@ -264,6 +333,13 @@ class PathEnsemble:
     def _series(self, values: Array) -> list[Array]:
         """Return, per chain that has any, the values at its steps after decorrelation."""
         return [np.repeat(values[rows], self.multiplicity[rows]) for rows in self._rows()]
+
+    def _decorrelated(self) -> IntArray:
+        """Return which paths are decorrelated and counted, by chain and step; a DataError when none is."""
+        rows = self._rows()
+        if not rows:
+            raise DataError("no path is decorrelated from the paths the chains were started from", "sample more steps")
+        return np.concatenate(rows)
 
     def _rows(self) -> list[IntArray]:
         """Return, per chain that has any, its decorrelated paths in the order of their steps."""

@@ -43,7 +43,7 @@ class Chains:
         self.force_evaluations = 0
         self.n_decorrelated = 0
         self.visited = list(starts)
-        self.rows: list[list[int]] = [[c, 0, 0, 0] for c in range(len(starts))]  # chain, step, multiplicity, decorrelated
+        self.rows: list[list[int]] = [[c, 0, 0, 0, -1] for c in range(len(starts))]  # chain, step, multiplicity, decorrelated, shooting
         self.made_by = [np.zeros(len(path), dtype=np.int64) for path in starts]  # the step that made each frame; 0: the first path
         self.outcomes: dict[str, IntArray] = {reason: np.zeros(len(starts), dtype=np.int64) for reason in REASONS}
         self._row = list(range(len(starts)))
@@ -58,7 +58,9 @@ class Chains:
         """Whether each chain's path is free of frames of its first one."""
         return [bool(self.rows[row][3]) for row in self._row]
 
-    def propose(self, move: ShootingMove, engine: Engine, ensemble: PathSet, *, seeds: Sequence[int], max_frames: int) -> list[Trial]:
+    def propose(
+        self, move: ShootingMove, engine: Engine, ensemble: PathSet | Sequence[PathSet], *, seeds: Sequence[int], max_frames: int
+    ) -> list[Trial]:
         """Return one trial per chain, from where it stands; nothing changes before they are applied."""
         return move.propose(engine, self.paths, ensemble, seeds=seeds, max_frames=max_frames, anchors=self.anchors)
 
@@ -74,7 +76,7 @@ class Chains:
                 self.paths[c] = bare(trial.path)
                 self._row[c] = len(self.rows)
                 self.visited.append(self.paths[c])
-                self.rows.append([c, self.steps, 0, int((self.made_by[c] > 0).all())])
+                self.rows.append([c, self.steps, 0, int((self.made_by[c] > 0).all()), trial.frame_new])
             row = self.rows[self._row[c]]
             row[2] += 1
             self.n_decorrelated += row[3]
@@ -83,9 +85,10 @@ class Chains:
         """Return every path visited so far."""
         table = np.array(self.rows, dtype=np.int64)
         order = np.lexsort((table[:, 1], table[:, 0]))
-        chain, step, multiplicity, free = table[order].T
+        chain, step, multiplicity, free, shooting = table[order].T
         paths = tuple(self.visited[i] for i in order)
-        return PathEnsemble(paths, chain, step, multiplicity, free.astype(bool), self.outcomes, self.force_evaluations, self._findings())
+        counts, found = {name: n.copy() for name, n in self.outcomes.items()}, self._findings()
+        return PathEnsemble(paths, chain, step, multiplicity, free.astype(bool), counts, self.force_evaluations, found, shooting)
 
     def _findings(self) -> tuple[Finding, ...]:
         found = []

@@ -1,15 +1,24 @@
 """Path ensembles: weights that leave out what is not sampled yet, means with honest errors, densities along a CV."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from couloir.analysis import PathEnsemble
 from couloir.errors import DataError, Finding
-from couloir.sampling import potentials
+from couloir.sampling import potentials, systems
 from couloir.streams import stream
 from couloir.trajectory import Trajectory
 
 X, _ = potentials.double_well(2.0, harmonic=4.0).cvs()
+
+
+def alanine(n=4, stretch=0.0):
+    system = systems.alanine_dipeptide()
+    one = system.state
+    x = np.array([one.positions * (1 + stretch + 1e-3 * i) for i in range(n)])
+    return Trajectory(x, 0.1, velocities=x[::-1], boxes=np.tile(3 * np.eye(3), (n, 1, 1)), topology=system.topology)
 
 
 def path(n, low=-1.0, high=1.0):
@@ -169,3 +178,77 @@ def test_text_table_and_figure_show_every_chain_path_and_finding():
     axes = found.plot(X)
     assert len(axes.lines) == 2
     assert "ps" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("molecule", [False, True], ids=["toy", "molecule"])
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path, molecule):
+    found = ensemble(shooting=(-1, 3, 1, -1), findings=(Finding("paths-cut", "10% of the trials", "raise it"),))
+    if molecule:
+        found = replace(found, paths=(alanine(4), alanine(5), alanine(3), alanine(6, 0.1)))
+    found.save(tmp_path / "paths.npz")
+    back = PathEnsemble.load(tmp_path / "paths.npz")
+    for one, other in zip(found.paths, back.paths, strict=True):
+        assert one.stride == other.stride
+        for name in ("positions", "velocities", "boxes"):
+            a, b = getattr(one, name), getattr(other, name)
+            assert (a is None) == (b is None)
+            assert a is None or (a.dtype == b.dtype and (a == b).all())
+    for name in ("chain", "step", "multiplicity", "decorrelated", "shooting", "weights"):
+        assert getattr(found, name).tolist() == getattr(back, name).tolist()
+    assert {k: v.tolist() for k, v in found.outcomes.items()} == {k: v.tolist() for k, v in back.outcomes.items()}
+    assert (back.findings, back.force_evaluations, str(back)) == (found.findings, found.force_evaluations, str(found))
+    assert back.paths[0].topology == found.paths[0].topology
+    assert [p.name for p in tmp_path.iterdir()] == ["paths.npz"]
+
+
+def test_other_files_are_not_taken_for_paths(tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    (tmp_path / "text.npz").write_text("paths")
+    for name in ("other.npz", "text.npz", "missing.npz"):
+        with pytest.raises(DataError, match="does not hold saved paths"):
+            PathEnsemble.load(tmp_path / name)
+
+
+def test_exported_paths_are_read_by_other_programs(tmp_path):
+    import mdtraj
+    import pandas as pd
+
+    found = replace(ensemble(), paths=(alanine(4), alanine(5), alanine(3), alanine(6)))
+    files = found.export(tmp_path / "dcd")
+    table = pd.read_csv(tmp_path / "dcd" / "paths.csv")
+    assert [f.name for f in files] == table.file.tolist() == ["chain000_step000002.dcd", "chain000_step000005.dcd"]
+    assert table.weight.tolist() == [0.75, 0.25]
+    for file, path in zip(files, found.paths[1:3], strict=True):
+        read = mdtraj.load(str(file), top=str(tmp_path / "dcd" / "topology.pdb"))
+        assert read.xyz == pytest.approx(path.positions, abs=1e-5)
+        assert read.topology.n_bonds == path.topology.n_bonds
+    assert len(found.export(tmp_path / "all", every_path=True)) == 4
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no topology"):
+        ensemble().export(tmp_path)
+    with pytest.raises(DataError, match="no path is decorrelated"):
+        ensemble(decorrelated=(0, 0, 0, 0)).export(tmp_path)
+    mixed = replace(ensemble(), paths=(alanine(4), *[Trajectory(alanine(n).positions, 0.1) for n in (5, 3, 6)]))
+    with pytest.raises(DataError, match="others have none"):
+        mixed.save(tmp_path / "mixed.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_transition_states_are_shooting_points_or_where_a_committor_is_one_half():
+    found = ensemble(shooting=(-1, 6, 1, 9), decorrelated=(0, 1, 1, 1))
+    assert [float(s.positions[0, 0]) for s in found.transition_states()] == pytest.approx([0.5, 0.0, -0.1])
+    assert [float(s.positions[0, 0]) for s in found.transition_states(2)] == pytest.approx([0.5, -0.1])
+    by_cv = found.transition_states(committor=X)
+    assert [float(s.positions[0, 0]) for s in by_cv] == pytest.approx([0.5, 0.0, 0.5])
+    assert [float(s.positions[0, 0]) for s in found.transition_states(1, committor=X, at=-0.75)] == pytest.approx([-0.75])
+
+
+def test_transition_states_that_are_nowhere_are_refused():
+    with pytest.raises(DataError, match="made by shooting"):
+        ensemble().transition_states()
+    with pytest.raises(DataError, match="no path is decorrelated"):
+        ensemble(shooting=(-1, 6, 1, 9), decorrelated=(0, 0, 0, 0)).transition_states()
+    with pytest.raises(DataError, match="n = 0"):
+        ensemble(shooting=(-1, 6, 1, 9)).transition_states(0)

@@ -1,5 +1,10 @@
 """Transition path sampling: the paths of long dynamics, from paths that leave no trace; stored once and continued exactly."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
 from itertools import pairwise
 
@@ -8,12 +13,13 @@ import pytest
 from scipy import stats
 
 from couloir.analysis.timeseries import statistical_inefficiency
+from couloir.cv import Features, LearnedCommittor
 from couloir.errors import DataError, SimulationError, StoreError
-from couloir.sampling import ToyEngine, potentials
+from couloir.sampling import ToyEngine, committor, potentials
 from couloir.sampling.path_moves import ShootingMove, Trial
 from couloir.sampling.path_sampling import TransitionPathSampling
 from couloir.sampling.reactive import ReactiveSeeds
-from couloir.sampling.selectors import GaussianSelector
+from couloir.sampling.selectors import GaussianSelector, LorentzianSelector
 from couloir.store import Store
 from couloir.trajectory import Trajectory
 
@@ -60,18 +66,18 @@ def test_paths_take_as_long_as_those_of_long_dynamics():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    ("engine", "move"),
+    ("engine", "move", "n_paths"),
     [
-        (OVERDAMPED, ShootingMove.two_way(GaussianSelector(X, 0.0, 0.4))),
-        (UNDERDAMPED, ShootingMove.one_way()),
-        (UNDERDAMPED, ShootingMove.two_way()),
-        (OVERDAMPED, ShootingMove.spring(5, 0.1)),
-        (UNDERDAMPED, ShootingMove.aimless(3)),
+        (OVERDAMPED, ShootingMove.two_way(GaussianSelector(X, 0.0, 0.4)), 8000),
+        (UNDERDAMPED, ShootingMove.one_way(), 8000),
+        (UNDERDAMPED, ShootingMove.two_way(), 8000),
+        (OVERDAMPED, ShootingMove.spring(8, 0.05), 20000),
+        (UNDERDAMPED, ShootingMove.aimless(3), 12000),
     ],
     ids=["overdamped two-way near the top", "underdamped one-way", "underdamped two-way", "overdamped spring", "underdamped aimless"],
 )
-def test_paths_of_every_move_take_as_long_as_those_of_long_dynamics(engine, move):
-    check_durations(engine, move, 8000)
+def test_paths_of_every_move_take_as_long_as_those_of_long_dynamics(engine, move, n_paths):
+    check_durations(engine, move, n_paths)
 
 
 def check_durations(engine, move, n_paths):
@@ -106,6 +112,7 @@ def same(one, other):
         assert (getattr(one, name) == getattr(other, name)).all()
     assert all((one.outcomes[k] == other.outcomes[k]).all() for k in one.outcomes)
     assert one.force_evaluations == other.force_evaluations
+    assert (one.shooting == other.shooting).all()
 
 
 @pytest.mark.parametrize("engine", [OVERDAMPED, UNDERDAMPED], ids=["overdamped", "underdamped"])
@@ -137,6 +144,43 @@ def test_an_interrupted_run_keeps_its_steps_and_continues_as_if_nothing_happened
         run.run(straight(), 60, 3, seed=7, store=store, on_progress=interrupt)
     assert sum(len(chunk["reason"]) for chunk in store.chunks("paths/steps")) == 10
     same(run.run(straight(), 60, 3, seed=7, store=store), run.run(straight(), 60, 3, seed=7))
+
+
+WRITER = """
+import sys
+import numpy as np
+from couloir.sampling import ShootingMove, ToyEngine, TransitionPathSampling, potentials
+from couloir.sampling import path_store
+from couloir.store import Store
+from couloir.trajectory import Trajectory
+path_store.COMMIT_SECONDS = 0.0  # every step
+well = potentials.double_well(2.0, harmonic=4.0)
+x, _ = well.cvs()
+line = np.linspace(-0.9, 0.9, 60)
+first = Trajectory(np.stack([line, np.zeros(60)], axis=1)[:, None, :], 2e-2)
+engine = ToyEngine(well, kT=1.0, time_step=5e-3, friction=2.0, threads=1)
+run = TransitionPathSampling(engine, x < -0.8, x > 0.8, ShootingMove.spring(4, 0.2), max_duration=4.0)
+with Store(sys.argv[1]) as store:
+    run.run(first, 10**6, 3, seed=7, store=store, on_progress=lambda done, asked: print(done, flush=True))
+"""
+
+
+def test_a_killed_run_keeps_its_steps_and_continues_as_if_nothing_happened(tmp_path):
+    path = tmp_path / "killed.db"
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    told = int(process.stdout.readline())
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)  # while it writes, with no chance to clean up
+    rest = process.stdout.read().split("\n")
+    seen = max([told] + [int(line) for line in rest[:-1] if line])
+    process.wait()
+    run = sampling(UNDERDAMPED, ShootingMove.spring(4, 0.2))
+    with Store(path) as store:
+        kept = sum(len(chunk["reason"]) for chunk in store.chunks("paths/steps"))
+        assert 3 * kept >= seen >= 3  # a step is told of after it is written
+        n = 3 * (kept + 5)
+        continued = run.run(straight(), n, 3, seed=7, store=store)
+    same(continued, run.run(straight(), n, 3, seed=7))
 
 
 def test_frames_that_a_path_shares_with_its_parent_are_stored_once():
@@ -254,6 +298,13 @@ def test_the_result_does_not_depend_on_the_neighbours_of_a_chain():
     assert (alone.multiplicity == among.multiplicity[mine]).all()
 
 
+def test_without_a_limit_paths_may_take_ten_times_as_long_as_the_longest_first_path():
+    first = [straight(60), straight(80)]
+    longest = max(len(path) for path in sampling().run(first, 2, 2, seed=1).paths if len(path) > 60)
+    settings = {"max_duration": 10 * (longest - 1) * STRIDE}
+    same(sampling(max_duration=None).run(first, 40, 2, seed=1), sampling(**settings).run(first, 40, 2, seed=1))
+
+
 @pytest.mark.parametrize(
     ("first", "settings", "message"),
     [
@@ -288,3 +339,46 @@ def test_a_store_refuses_paths_that_were_sampled_differently():
             sampling(move=move).run(straight(), 4, 2, seed=1, store=other)
     with pytest.raises(StoreError, match="different move"):
         sampling(move=ShootingMove.one_way(GaussianSelector(X, 0.0, 0.2))).run(straight(), 4, 2, seed=1, store=store)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A committor learned from the outcomes of a few shots."""
+    x = np.random.default_rng(1).uniform(-0.8, 0.8, size=(100, 1))
+    states = [OVERDAMPED.state(float(one), 0.0) for one in x[:, 0]]
+    shot = OVERDAMPED.propagate([s for s in states for _ in range(8)], duration=LIMIT, record_stride=STRIDE, stop=A | B, seed=3)
+    hits = np.array([B.contains(t.last.positions[None])[0] for t in shot]).reshape(-1, 8).sum(axis=1)
+    fitted = LearnedCommittor((), max_epochs=40, learning_rate=0.1).fit(x, 8 - hits, hits, seed=1)
+    return fitted.coordinate(Features(indices=(0,)), output="p"), fitted.coordinate(Features(indices=(0,)))
+
+
+def test_a_learned_committor_puts_shooting_points_near_one_half(learned):
+    p, _ = learned
+    near_half = LorentzianSelector(p, 0.5, 0.1)
+    selected = sampling(move=ShootingMove.two_way(near_half)).run(straight(), 400, 8, seed=12)
+    anywhere = sampling(move=ShootingMove.two_way()).run(straight(), 400, 8, seed=12)
+    at = {}
+    for name, run in (("selected", selected), ("anywhere", anywhere)):
+        moved = np.flatnonzero(run.shooting >= 0)
+        at[name] = p.evaluate(np.array([run.paths[i].positions[run.shooting[i]] for i in moved]))
+    assert np.abs(at["selected"] - 0.5).mean() < 0.6 * np.abs(at["anywhere"] - 0.5).mean()
+
+
+@pytest.mark.statistical
+def test_selection_by_a_learned_committor_leaves_no_bias(learned):
+    check_durations(OVERDAMPED, ShootingMove.two_way(LorentzianSelector(learned[0], 0.5, 0.1)), 8000)
+
+
+def test_transition_states_fall_either_way(learned):
+    p, logit = learned
+    sampled = sampling(move=ShootingMove.two_way()).run(straight(), 400, 8, seed=12)
+    shot = sampled.transition_states(30)
+    free = sampled.decorrelated
+    points = {p.positions[i].tobytes() for p, i in zip(np.array(sampled.paths, dtype=object)[free], sampled.shooting[free], strict=True)}
+    assert len(shot) == 30
+    assert all(state.positions.tobytes() in points for state in shot)
+    by_p, by_logit = sampled.transition_states(30, committor=p), sampled.transition_states(30, committor=logit)
+    for states, spread in ((shot, 0.3), (by_p, 0.15), (by_logit, 0.15)):
+        found = committor(OVERDAMPED, states, A, B, standard_error=0.1, max_duration=LIMIT, stride=STRIDE, seed=2)
+        assert found.p.mean() == pytest.approx(0.5, abs=0.15)
+        assert found.p.std() < spread

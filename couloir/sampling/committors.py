@@ -24,6 +24,7 @@ from couloir.sampling.engine import Engine, as_states, steps
 from couloir.sampling.velocities import fresh
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State, Trajectory
+from couloir.units import convert
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,8 @@ IntArray = npt.NDArray[np.int64]
 
 _BATCH = 4096
 """Shots propagated at once: bounds the memory that a batch takes."""
+_STRIDE, _LONGEST = 10, 10_000
+"""Time steps between frames, and frames of the longest shot, by default."""
 _SIGNIFICANT = 0.05
 _A, _B, _UNFINISHED, _FAILED = range(4)
 
@@ -93,8 +96,8 @@ def committor(
     *,
     standard_error: float = 0.05,
     max_shots: int | None = None,
-    max_duration: Any,
-    stride: Any,
+    max_duration: Any = None,
+    stride: Any = None,
     seed: int,
 ) -> CommittorResult:
     """Estimate the probability to reach B before A, by shots with fresh velocities, until its error is small everywhere.
@@ -108,8 +111,8 @@ def committor(
     states : configurations; their velocities are not used.  One inside A or B has p_B = 0 or 1 without a shot.
     standard_error : to be reached for every state; p_B = 1/2 takes 1/(2 standard_error)^2 shots.
     max_shots : per state, unfinished and failed ones included; default twice what p_B = 1/2 needs.
-    max_duration : time limit of a shot, a multiple of ``stride``.  Shots that reach it are left out of ``p``.
-    stride : time between the frames at which it is decided whether A or B is reached.
+    max_duration : time limit of a shot, a multiple of ``stride``; default 10,000 strides.  Shots that reach it are left out of ``p``.
+    stride : time between the frames at which it is decided whether A or B is reached; default ten time steps.
 
     Raises
     ------
@@ -126,7 +129,9 @@ def committor(
     counts = np.zeros((len(start), 4), dtype=np.int64)
     want = np.where(where == _UNFINISHED, min(limit, -(-needed // 2)), 0)
     spent = 0
-    shooting = _Shooting(engine, start, region_a, region_b, {"duration": max_duration, "record_stride": stride}, seed)
+    every = _STRIDE * engine.time_step if stride is None else convert(stride, "ps", "stride")
+    times = {"duration": _LONGEST * every if max_duration is None else max_duration, "record_stride": every}
+    shooting = _Shooting(engine, start, region_a, region_b, times, seed)
     while want.any():
         shots = [(int(i), int(counts[i].sum()) + k) for i in np.flatnonzero(want) for k in range(want[i])]
         for at in range(0, len(shots), _BATCH):

@@ -211,3 +211,12 @@ def test_a_coordinate_that_is_not_the_committor_is_told_from_one_that_is() -> No
 def test_counts_that_say_nothing_are_refused(a: list[float], b: list[float]) -> None:
     with pytest.raises(DataError):
         committor_histogram_test(a, b, seed=1)
+
+
+def test_by_default_frames_are_ten_steps_apart_and_shots_end_after_ten_thousand_of_them() -> None:
+    engine = ToyEngine(double_well(2.0, harmonic=4.0), kT=1.0, time_step=1e-3, threads=1)
+    x, _ = engine.potential.cvs()
+    state = engine.state(-0.1, 0.0)
+    told = committor(engine, state, x < -0.8, x > 0.8, standard_error=0.1, max_duration=100.0, stride=0.01, seed=1)
+    default = committor(engine, state, x < -0.8, x > 0.8, standard_error=0.1, seed=1)
+    assert (default.p[0], default.force_evaluations) == (told.p[0], told.force_evaluations)

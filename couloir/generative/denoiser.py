@@ -11,13 +11,14 @@ an unwrapped number near x_t, not an angle in a standard interval.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from couloir.errors import ModelError
+from couloir.errors import ConfigError, ModelError
 from couloir.generative.schedule import NoiseSchedule
 
 
@@ -69,3 +70,34 @@ def noise(denoiser: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, c
     """Return the expected noise E[eps | x_t] at ``x_t`` (n, d) and times ``t`` (n,), as (n, d)."""
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
     return (x_t - alpha * denoiser(x_t, t, condition)) / sigma
+
+
+def on_device(denoiser: nn.Module, device: str) -> Denoiser:
+    """Return a denoiser whose network computes on a device, while what it is given and returns stays where it is.
+
+    Noise drawn on the CPU and a solver that runs there so give the same samples on every device, up to rounding.
+
+    Parameters
+    ----------
+    denoiser : a module on the CPU, which is left as it is.
+    device : ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+
+    Raises
+    ------
+    ConfigError : there is no such device, or it computes nothing.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name == "cpu":
+        return denoiser
+    try:
+        place = torch.device(name)
+        torch.zeros(1, device=place).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device = {device!r} cannot be used: {str(error).splitlines()[0]}", 'give "auto" or "cpu"') from error
+    there = copy.deepcopy(denoiser).to(place)
+
+    def denoise(x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor:
+        out: Tensor = there(x_t.to(place), t.to(place), None if condition is None else condition.to(place))
+        return out.to(x_t.device)
+
+    return denoise

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from couloir.errors import ConfigError, DataError, ModelError, nearest
 from couloir.generative import conditioning, solvers
 from couloir.generative.checkpoint import load_model, save_model
+from couloir.generative.denoiser import Denoiser, on_device
 from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet, snippet_loss
 from couloir.generative.representation import BoolArray, Representation, representation_from
 from couloir.generative.schedule import EDM, NoiseSchedule, VPLinear, schedule_from_dict
@@ -210,7 +211,15 @@ class FittedTrajectoryDiffusion:
         return self.lengths[1]
 
     def sample(
-        self, n: int, *, n_frames: int | None = None, kT: Any = None, seed: int, solver: str = "dpmpp_2m", n_calls: int = 20
+        self,
+        n: int,
+        *,
+        n_frames: int | None = None,
+        kT: Any = None,
+        seed: int,
+        solver: str = "dpmpp_2m",
+        n_calls: int = 20,
+        device: str = "auto",
     ) -> Array:
         """Return ``n`` snippets (n, n_frames, n_atoms, n_dim) in nm; they carry no weight.
 
@@ -219,21 +228,32 @@ class FittedTrajectoryDiffusion:
         n_frames : of each snippet; default the longest trained on.  Longer ones than that: :meth:`sample_long`.
         kT : kJ/mol, of a model conditioned on temperature.
         solver, n_calls : how the reverse process is solved and how many network calls it may take.
+        device : where the network computes: ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"`` ...; the noise is
+            drawn on the CPU, so devices agree up to rounding.
 
         Raises
         ------
         DataError : no snippet or frame is asked for, or kT does not fit the model.
         """
 
-        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
-            return solvers.sample(
-                self.denoiser, self.schedule, noise, solver=solver, n_calls=n_calls, condition=condition, generator=generator
-            )
+        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
+            return solvers.sample(denoiser, self.schedule, noise, solver=solver, n_calls=n_calls, condition=condition, generator=generator)
 
-        return self._decode(self._batched(n, self.n_frames if n_frames is None else n_frames, kT, integer_seed(seed, "sample"), some))
+        return self._decode(
+            self._batched(n, self.n_frames if n_frames is None else n_frames, kT, integer_seed(seed, "sample"), some, device=device)
+        )
 
     def inpaint(
-        self, known: Array, mask: Any, n: int | None = None, *, kT: Any = None, seed: int, n_calls: int = 20, **settings: Any
+        self,
+        known: Array,
+        mask: Any,
+        n: int | None = None,
+        *,
+        kT: Any = None,
+        seed: int,
+        n_calls: int = 20,
+        device: str = "auto",
+        **settings: Any,
     ) -> Array:
         """Return snippets in which the frames ``mask`` are those of ``known``, up to the rounding of float64.
 
@@ -242,9 +262,10 @@ class FittedTrajectoryDiffusion:
         Parameters
         ----------
         known : (frames, n_atoms, n_dim), from which ``n`` snippets are drawn, or (n, frames, n_atoms, n_dim); only the imposed
-            frames are read.  Frames of a molecule hold all atoms.
+            frames are read.  Frames of a molecule hold all atoms, or those that the representation keeps.
         mask : (frames,) True at imposed frames.
         n_calls : network calls of one pass from noise to data.
+        device : as in :meth:`sample`.
         settings : ``method``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.inpaint`.
 
         Raises
@@ -259,17 +280,26 @@ class FittedTrajectoryDiffusion:
         x[:, torch.from_numpy(imposed)] = exact.float()
         where = torch.from_numpy(imposed)[:, None]
 
-        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator, known: Tensor) -> Tensor:
+        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, known: Tensor) -> Tensor:
             return conditioning.inpaint(
-                self.denoiser, self.schedule, noise, known, where, n_calls=n_calls, condition=condition, generator=generator, **settings
+                denoiser, self.schedule, noise, known, where, n_calls=n_calls, condition=condition, generator=generator, **settings
             )
 
-        out = self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x))
+        out = self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x, device=device))
         out[:, imposed] = self._decode(exact)  # the network computes in float32; what was given was not
         return out
 
     def vary(
-        self, path: Array, level: float, n: int | None = None, *, mask: Any = None, kT: Any = None, seed: int, **settings: Any
+        self,
+        path: Array,
+        level: float,
+        n: int | None = None,
+        *,
+        mask: Any = None,
+        kT: Any = None,
+        seed: int,
+        device: str = "auto",
+        **settings: Any,
     ) -> Array:
         """Return variations of a trajectory: noised to the noise-to-signal ratio ``level`` and denoised from there.
 
@@ -278,6 +308,7 @@ class FittedTrajectoryDiffusion:
         path : (frames, n_atoms, n_dim), of which ``n`` variations are made, or (n, frames, n_atoms, n_dim).
         level : 0 returns the path; features smaller than this, in units of the spread of the data, are drawn anew.
         mask : (frames,) True at frames that are kept, or None.
+        device : as in :meth:`sample`.
         settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.vary`.
 
         Raises
@@ -289,38 +320,39 @@ class FittedTrajectoryDiffusion:
         exact = self._encode(_copies(path, n))
         where = None if kept is None else torch.from_numpy(kept)[:, None]
 
-        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator, path: Tensor) -> Tensor:
-            return conditioning.vary(
-                self.denoiser, self.schedule, path, level, mask=where, condition=condition, generator=generator, **settings
-            )
+        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, path: Tensor) -> Tensor:
+            return conditioning.vary(denoiser, self.schedule, path, level, mask=where, condition=condition, generator=generator, **settings)
 
-        out = self._decode(self._batched(len(exact), exact.shape[1], kT, integer_seed(seed, "vary"), some, exact.float()))
+        out = self._decode(self._batched(len(exact), exact.shape[1], kT, integer_seed(seed, "vary"), some, exact.float(), device=device))
         if kept is not None:
             out[:, kept] = self._decode(exact[:, torch.from_numpy(kept)])
         return out
 
-    def sample_long(self, n: int, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, **settings: Any) -> Array:
+    def sample_long(
+        self, n: int, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, device: str = "auto", **settings: Any
+    ) -> Array:
         """Return trajectories of any number of frames, made of overlapping snippets.
 
         Parameters
         ----------
         overlap : frames of each snippet that are imposed from the last one; default a quarter of a snippet.
+        device : as in :meth:`sample`.
         settings : of :func:`couloir.generative.conditioning.generate_long`.
         """
         shared = max(1, self.n_frames // 4) if overlap is None else overlap
 
-        def some(noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
+        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
             return conditioning.generate_long(
-                self.denoiser, self.schedule, noise, n_frames, overlap=shared, condition=condition, generator=generator, **settings
+                denoiser, self.schedule, noise, n_frames, overlap=shared, condition=condition, generator=generator, **settings
             )
 
-        return self._decode(self._batched(n, self.n_frames, kT, integer_seed(seed, "long"), some))
+        return self._decode(self._batched(n, self.n_frames, kT, integer_seed(seed, "long"), some, device=device))
 
-    def _batched(self, n: int, n_frames: int, kT: Any, seed: int, draw: Any, *given: Tensor) -> Tensor:
-        """Return draw(noise, condition, generator, *given) for ``n`` snippets, some at a time."""
+    def _batched(self, n: int, n_frames: int, kT: Any, seed: int, draw: Any, *given: Tensor, device: str) -> Tensor:
+        """Return draw(denoiser, noise, condition, generator, *given) for ``n`` snippets, some at a time."""
         if n < 1 or n_frames < 1:
             raise DataError(f"{n} snippets of {n_frames} frames were asked for", "ask for at least one of each")
-        condition = self._condition(kT)
+        condition, denoiser = self._condition(kT), on_device(self.denoiser, device)
         generator = torch.Generator().manual_seed(seed)
         size, parts = max(1, _FRAMES_AT_ONCE // n_frames), []
         for first in range(0, n, size):
@@ -328,7 +360,7 @@ class FittedTrajectoryDiffusion:
             noise = self.schedule.prior_std() * torch.randn(m, n_frames, self.representation.dimension, generator=generator)
             rows = None if condition is None else torch.full((m, 1), condition)
             with torch.no_grad():
-                parts.append(draw(noise, rows, generator, *(x[first : first + m] for x in given)))
+                parts.append(draw(denoiser, noise, rows, generator, *(x[first : first + m] for x in given)))
         return torch.cat(parts)
 
     def _condition(self, kT: Any) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from couloir.errors import DataError, ModelError
+from couloir.errors import ConfigError, DataError, ModelError
 from couloir.generative import TrainingPlan, TrajectoryDiffusion, Vector
 from couloir.generative.snippets import Snippets
 from couloir.generative.trajectory_diffusion import PAPER_PLAN, FittedTrajectoryDiffusion
@@ -174,3 +174,24 @@ def test_what_cannot_be_imposed_is_refused(model: FittedTrajectoryDiffusion) -> 
         model.inpaint(np.zeros((16, 1, 1)), np.ones(8, dtype=bool), seed=0)
     with pytest.raises(DataError, match="not conditioned on temperature"):
         model.sample(1, kT=1.0, seed=0)
+
+
+def test_a_device_that_computes_nothing_is_refused_and_leaves_the_model_as_it_is(model: FittedTrajectoryDiffusion) -> None:
+    before = model.sample(3, seed=1, device="cpu")
+    for device in ("meta", "cuda:99", "abacus"):
+        with pytest.raises(ConfigError, match=device):
+            model.sample(3, seed=1, device=device)
+    np.testing.assert_array_equal(model.sample(3, seed=1, device="cpu"), before)
+    np.testing.assert_allclose(model.sample(3, seed=1), before, atol=1e-3)
+
+
+def test_a_network_that_was_sent_elsewhere_makes_the_same_snippets(model: FittedTrajectoryDiffusion) -> None:
+    """``cpu:0`` is taken for another device: the network is copied there, and every call goes there and back."""
+    known, mask = np.zeros((16, 1, 1)), np.arange(16) % 15 == 0
+    for make in (
+        lambda device: model.sample(3, seed=1, device=device),
+        lambda device: model.inpaint(known, mask, 2, seed=1, n_calls=4, device=device),
+        lambda device: model.vary(known, 1.0, 2, seed=1, n_calls=4, device=device),
+        lambda device: model.sample_long(2, 24, seed=1, n_calls=4, device=device),
+    ):
+        np.testing.assert_array_equal(make("cpu:0"), make("cpu"))

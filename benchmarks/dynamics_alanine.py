@@ -26,8 +26,7 @@ from couloir.generative.trajectory_diffusion import DEFAULT_PLAN
 from couloir.sampling import reactive_seeds
 from couloir.sampling.path_scores import score_paths, superposed_distance
 from couloir.sampling.reactive import ReactiveSeeds
-from couloir.sampling.rebuild import rebuild
-from couloir.trajectory import Array, State, Trajectory
+from couloir.trajectory import Array, Trajectory
 
 N_FRAMES, N_CALLS, SHOTS_PER_PATH = 64, 20, 4
 SCALES: dict[str, dict[str, Any]] = {
@@ -37,8 +36,6 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Nanoseconds to learn from and to compare with; tens of nanoseconds of brute force; snippets and paths generated; size of training."""
-REBUILDING = 1_000
-"""Force evaluations that rebuilding a frame counts as: 200 of dynamics, the rest for a minimization, generously."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,17 +183,9 @@ def across_phi(model: FittedTrajectoryDiffusion, data: Data, scale: str, n: int)
     assert data.complete is not None
     simulator = alanine.engine()
     a, b = alanine.regions(simulator.topology)
-    rebuilt: list[int] = []
-
-    def counted(frames: Array) -> list[State | None]:
-        out = rebuild(simulator, data.topology, frames, alanine.heavy_atoms(data.topology), reference=simulator.molecule.state, seed=6)
-        rebuilt.append(len(out))
-        print(out, flush=True)
-        return list(out.states)
-
     settings: dict[str, Any] = {
-        "seed": 5, "starts_a": data.complete[0], "starts_b": data.complete[1], "data": _padded(data), "n_generate": n,
-        "n_shots_per_path": SHOTS_PER_PATH, "rebuild": counted, "inpainting": {"n_calls": N_CALLS},
+        "seed": 5, "starts_a": data.complete[0], "starts_b": data.complete[1], "data": _heavy(data), "n_generate": n,
+        "n_shots_per_path": SHOTS_PER_PATH, "inpainting": {"n_calls": N_CALLS},
     }  # fmt: skip
     gated = True
     try:
@@ -205,13 +194,13 @@ def across_phi(model: FittedTrajectoryDiffusion, data: Data, scale: str, n: int)
         print(error, "-> shooting regardless of the gates", flush=True)
         gated = False
         try:
-            found = _seeds(model, simulator, a, b, n, settings | {"require_gates": False})
+            found = _seeds(model, simulator, a, b, n, settings | {"require_gates": False, "generated": error.partial})
         except ModelError as worse:
             print(worse, flush=True)
             return [Row("inpainted C7eq -> C7ax paths with a frame between the states", 0.0, "")]
     print(found, flush=True)
     counts, brute = found.counts, alanine.waiting(SCALES[scale]["waiting"])
-    spent = counts["force evaluations"] + REBUILDING * sum(rebuilt)
+    spent = counts["force evaluations"] + counts["force evaluations of rebuilding"]
     seeds, independent = counts["with frames between A and B"], len(set(found.generated_paths.tolist()))
     per_path = spent / max(independent, 1)
     gate = "" if gated else " (none passed, shot from regardless)"
@@ -243,15 +232,10 @@ def _seeds(model: FittedTrajectoryDiffusion, simulator: Any, a: Any, b: Any, n: 
     return found
 
 
-def _padded(data: Data, n_frames: int = 25_000) -> list[Trajectory]:
-    """Return the first and the last training frames as trajectories of the whole molecule, hydrogens unknown."""
-    whole, heavy = [], alanine.heavy_atoms(data.topology)
+def _heavy(data: Data, n_frames: int = 25_000) -> list[Trajectory]:
+    """Return the first and the last training frames, heavy atoms only."""
     together = np.concatenate(data.learned)
-    for frames in (together[:n_frames], together[-n_frames:]):
-        positions = np.full((len(frames), data.topology.n_atoms, 3), np.nan)
-        positions[:, heavy] = frames
-        whole.append(Trajectory(positions, data.stride, topology=data.topology))
-    return whole
+    return [Trajectory(frames, data.stride, topology=data.kept) for frames in (together[:n_frames], together[-n_frames:])]
 
 
 def main() -> None:

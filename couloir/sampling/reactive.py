@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.cv.region import Region
-from couloir.errors import ConfigError, Finding, ModelError, SimulationError
+from couloir.errors import ConfigError, DataError, Finding, ModelError, SimulationError
 from couloir.sampling.engine import Engine
 from couloir.sampling.hunt import Hunt, Rebuild, rebuilder
 from couloir.sampling.path_ends import PathEnds, Starts
@@ -148,7 +148,9 @@ def reactive_seeds(
 
     Raises
     ------
-    DataError : there is no configuration of A or of B, or the regions need atoms that the model does not generate.
+    DataError : there is no configuration of A or of B, the regions need atoms that the model does not generate, or frames hold
+        neither all atoms nor those.
+    ConfigError : numbers below one, or limits of gates without MD to judge by.
     ModelError : no generated path passed the gates, or none has a frame between A and B; ``partial`` as below.
     SimulationError : no shot connects A and B; ``partial`` holds the seeds object with the generated paths and the counts.
     """
@@ -170,6 +172,8 @@ def reactive_seeds(
     else:
         made = generated.generated if isinstance(generated, ReactiveSeeds) else generated
     paths = np.asarray(made, dtype=np.float64)
+    if paths.ndim != 4 or paths.shape[1] < 3:
+        raise DataError(f"generated paths have shape {paths.shape}, expected (n, frames, n_atoms, n_dim) with three frames or more")
     scores = _scored(paths, md, engine, ends, model.stride, dict(gates or {}))
     finite = np.array(np.isfinite(paths).all(axis=(1, 2, 3)), dtype=bool)
     usable = finite if scores is None or not require_gates else scores.passed_all

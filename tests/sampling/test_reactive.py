@@ -7,11 +7,13 @@ import pytest
 
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Dihedral, Distance
-from couloir.errors import DataError, ModelError, SimulationError
+from couloir.errors import ConfigError, DataError, ModelError, SimulationError
 from couloir.sampling import MolecularSystem, OpenMMEngine, ToyEngine, potentials, reactive_seeds, systems, two_way_shots
+from couloir.sampling.path_moves import ShootingMove
+from couloir.sampling.path_sampling import TransitionPathSampling
 from couloir.sampling.velocities import turned_paths
 from couloir.streams import stream
-from couloir.trajectory import State
+from couloir.trajectory import State, Trajectory
 
 WELL = potentials.double_well(4.0, harmonic=4.0)
 X, Y = WELL.cvs()
@@ -117,6 +119,42 @@ def test_ends_that_are_missing_are_asked_for():
 def test_paths_that_jump_are_kept_reported_and_not_shot_from():
     with pytest.raises(ModelError, match=r"passed every gate +0\n"):
         seeds(Interpolation(noise=2.0))
+
+
+def test_refused_paths_come_with_the_error_and_are_shot_from_without_generating_again():
+    with pytest.raises(ModelError, match=r"the gate 'jump' failed most, \d+ of 24 \(the best of these has jump_ratio") as caught:
+        seeds(Interpolation(noise=0.4))
+    partial = caught.value.partial
+    assert len(partial.generated) == len(partial.scores) == 24
+    assert "generated=error.partial" in caught.value.fix
+
+    class Exhausted(Interpolation):
+        def inpaint(self, known, mask, *, seed):
+            raise AssertionError("generated again")
+
+    for looser in ({"gates": {"max_jump": 1e3, "max_seam": 1e3, "max_energy": 1e3}}, {"require_gates": False}):
+        found = seeds(Exhausted(), generated=partial, **looser)
+        assert (found.generated == partial.generated).all()
+        assert found.counts["network calls"] == 0
+        assert len(found) > 0
+    assert len(seeds(Exhausted(), generated=partial.generated, data=None, require_gates=False)) > 0
+    with pytest.raises(DataError, match="frames"):
+        seeds(Exhausted(), generated=partial.generated[0], require_gates=False)
+
+
+def test_paths_that_pass_but_have_no_frame_between_the_states_are_told_apart():
+    class Stepping(Interpolation):
+        def inpaint(self, known, mask, *, seed):
+            return np.where(np.arange(len(mask))[:, None, None] < len(mask) // 2, known[:, :1], known[:, -1:])
+
+    with pytest.raises(ModelError, match="24 of 24 generated paths could be used, but none has a frame between") as caught:
+        seeds(Stepping(), require_gates=False)
+    assert "closer together" in caught.value.fix
+
+
+def test_limits_of_gates_need_md_to_judge_by():
+    with pytest.raises(ConfigError, match="without data"):
+        seeds(starts_a=md(), starts_b=md(), data=None, gates={"max_jump": 2.0})
 
 
 def test_when_nothing_connects_the_table_is_in_the_message():
@@ -279,6 +317,85 @@ def test_a_model_of_some_atoms_needs_a_rebuild_and_regions_it_can_see():
     methyl = Dihedral(atoms=(hydrogens[0], *torsion.atoms[:3]), name="methyl")
     with pytest.raises(DataError, match="heavy atoms"):
         reactive_seeds(CarbonRotation(), engine, trans & ((methyl < 0) | (methyl > 0)), gauche, 1, rebuild=rebuild, **settings)
+
+
+@cache
+def crossing():
+    """Real dynamics of butane from trans over the barrier to gauche, found by two-way shots: frames (n, 14, 3), 0.02 ps apart."""
+    engine, torsion = butane()
+    trans, gauche = states_of(torsion)
+    top = at_torsion(engine, torsion, 2.06)
+    shots = two_way_shots(engine, top, trans, gauche, max_duration="4 ps", stride="0.02 ps", seed=7, n_per_state=12)
+    [first, *_] = np.flatnonzero(shots.connecting)
+    return shots.reactive_path(first)[0].positions
+
+
+def states_of(torsion):
+    return (torsion > 2.6) | (torsion < -2.6), torsion.between(0.6, 1.5)
+
+
+class Jittered:
+    """Snippets of real dynamics that cross, every coordinate of the carbons off by 0.001 nm; asked for ends, it gives its own."""
+
+    stride = 0.02
+
+    class representation:
+        atoms = butane()[1].atoms
+
+    @property
+    def n_frames(self):
+        return len(crossing())
+
+    def inpaint(self, known, mask, *, seed):
+        carbons = crossing()[:, list(self.representation.atoms)]
+        return carbons + 1e-3 * stream(seed, "jitter").standard_normal((len(known), *carbons.shape))
+
+
+@cache
+def basins():
+    """MD of butane, a frame per 0.02 ps, that starts in trans and in gauche."""
+    engine, torsion = butane()
+    starts = [at_torsion(engine, torsion, value) for value in (3.0, 1.1)]
+    return tuple(engine.propagate(starts, duration="4 ps", stride="0.02 ps", seed=3))
+
+
+def carbons_of(trajectories):
+    carbons = list(butane()[1].atoms)
+    return [Trajectory(t.positions[:, carbons], t.stride, topology=t.topology.subset(carbons)) for t in trajectories]
+
+
+def test_md_of_the_generated_atoms_alone_serves_as_well_as_md_of_all():
+    engine, torsion = butane()
+    trans, gauche = states_of(torsion)
+    settings = {"seed": 1, "n_generate": 4, "n_shots_per_path": 3, "max_duration": "4 ps", "require_gates": False}
+    whole, carbons, mixed = (
+        reactive_seeds(Jittered(), engine, trans, gauche, 1, data=data, **settings)
+        for data in (basins(), carbons_of(basins()), [basins()[0], *carbons_of(basins()[1:])])
+    )
+    for found in (carbons, mixed):
+        for name in ("bond_deviation", "angle_deviation", "jump_ratio", "seam_ratio"):
+            np.testing.assert_allclose(getattr(found.scores, name), getattr(whole.scores, name))
+        assert len(found) >= 1
+        assert found.counts["force evaluations of rebuilding"] > 200 * found.counts["shots"]
+    assert np.isfinite(whole.scores.bond_deviation).all()
+    kept = [State(t.positions[0]) for t in carbons_of(basins())]
+    assert len(reactive_seeds(Jittered(), engine, trans, gauche, 1, starts_a=kept[:1], starts_b=kept[1].positions, **settings)) >= 1
+    with pytest.raises(DataError, match="hold 3 atoms, expected all 14 or the 4"):
+        reactive_seeds(Jittered(), engine, trans, gauche, 1, starts_a=kept[0].positions[:3], starts_b=kept[1], **settings)
+
+
+def test_seeds_of_a_molecule_start_path_sampling():
+    engine, torsion = butane()
+    trans, gauche = states_of(torsion)
+    found = reactive_seeds(Jittered(), engine, trans, gauche, 2, data=carbons_of(basins()), seed=2, n_generate=4, max_duration="4 ps",
+                           require_gates=False)  # fmt: skip
+    sampling = TransitionPathSampling(engine, trans, gauche, ShootingMove.one_way(), max_duration="6 ps")
+    sampled = sampling.run(found, 10, n_chains=2, seed=3)
+    for path in sampled.paths:
+        assert trans.contains(path.positions[:1])[0]
+        assert gauche.contains(path.positions[-1:])[0]
+        assert not (trans | gauche).contains(path.positions[1:-1]).any()
+    assert sum(int(n.sum()) for n in sampled.outcomes.values()) == 10
 
 
 def test_shots_in_a_periodic_box_keep_the_box_with_every_frame():

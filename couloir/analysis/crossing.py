@@ -37,7 +37,7 @@ Mask = npt.NDArray[np.bool_]
 
 MINUS = -1
 """Number of the ensemble [0-]."""
-FEW_BLOCKS = 5
+FEW_BLOCKS = 8
 """Blocks of an ensemble below which its errors are uncertain."""
 
 
@@ -227,8 +227,8 @@ class PathWeights:
 def path_weights(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: int = 0, label: str = "bootstrap") -> PathWeights:
     """Return the WHAM weights of all paths with replicas from blocks of chains.
 
-    A block holds steps of one chain in all of its ensembles (replica exchange makes them depend on each other), five times as
-    many as the slowest ensemble needs to forget its path; from eight chains on, whole chains are resampled instead.
+    A block holds steps of one chain in all of its ensembles (replica exchange makes them depend on each other), five times the
+    steps the slowest ensemble needs to forget its path; from eight chains on, whole chains are resampled instead.
 
     Parameters
     ----------
@@ -321,7 +321,7 @@ def interface_blocks(samples: InterfaceSamples) -> Blocks:
     for c in np.unique(samples.chain):
         strata.setdefault(tuple(np.unique(samples.ensemble[samples.chain == c]).tolist()), []).append(int(c))
     for number, chains in enumerate(strata.values()):
-        memory = max(_memory(samples, c) for c in chains)
+        memory = _memory(samples, chains)
         steps = {c: np.unique(samples.step[samples.chain == c]) for c in chains}
         n_steps = sum(map(len, steps.values()))
         length = max(BLOCK_LENGTH * memory, n_steps / MOST_BLOCKS)
@@ -370,18 +370,22 @@ def _reached(samples: InterfaceSamples, i: int) -> bool:
     return bool((samples.maximum[earlier] >= samples.interfaces[i]).any())
 
 
-def _memory(samples: InterfaceSamples, chain: int) -> float:
-    """Return the steps a chain needs to forget its path in its slowest ensemble."""
+def _memory(samples: InterfaceSamples, chains: list[int]) -> float:
+    """Return the steps chains need to forget their path in the slowest ensemble: a mean over chains, as short ones are noisy."""
     worst = 1.0
     levels = np.append(samples.interfaces, np.inf)
-    for i in np.unique(samples.ensemble[samples.chain == chain]):
-        rows = np.flatnonzero((samples.chain == chain) & (samples.ensemble == i))
-        rows = rows[np.argsort(samples.step[rows], kind="stable")]
-        top, low, length = samples.maximum[rows], samples.minimum[rows], samples.length[rows].astype(float)
-        moved = (np.diff(top) != 0) | (np.diff(low) != 0) | (np.diff(length) != 0)
-        series = [length] if i == MINUS else [length, samples.ends_in_b[rows].astype(float), (top >= levels[i + 1]).astype(float)]
-        # A chain that is stuck has a constant series, which looks uncorrelated: repeats are never independent.
-        worst = max(worst, len(rows) / (1 + int(moved.sum())), *(statistical_inefficiency(x) for x in series))
+    for i in np.unique(samples.ensemble[np.isin(samples.chain, chains)]):
+        found = []
+        for c in chains:
+            rows = np.flatnonzero((samples.chain == c) & (samples.ensemble == i))
+            rows = rows[np.argsort(samples.step[rows], kind="stable")]
+            top, low, length = samples.maximum[rows], samples.minimum[rows], samples.length[rows].astype(float)
+            series = [length] if i == MINUS else [length, samples.ends_in_b[rows].astype(float), (top >= levels[i + 1]).astype(float)]
+            found.append([statistical_inefficiency(x) for x in series])
+            # A chain that is stuck has a constant series, which looks uncorrelated: repeats are never independent.
+            moved = (np.diff(top) != 0) | (np.diff(low) != 0) | (np.diff(length) != 0)
+            worst = max(worst, len(rows) / (1 + int(moved.sum())))
+        worst = max(worst, float(np.mean(found, axis=0).max()))
     return worst
 
 

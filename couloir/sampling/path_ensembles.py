@@ -55,7 +55,8 @@ class TransitionEnsemble:
         """Return whether ``path`` runs from A to B and touches them at its ends only."""
         if len(path) < 3:
             return False
-        in_a, in_b = self.region_a.contains(path.positions), self.region_b.contains(path.positions)
+        values = {cv.name: cv.evaluate(path.positions) for cv in self.stop.cvs}  # each once, though both states may use it
+        in_a, in_b = self.region_a.contains_values(values), self.region_b.contains_values(values)
         ends = in_a[0] and not in_b[0] and in_b[-1] and not in_a[-1]
         return bool(ends and not (in_a | in_b)[1:-1].any())
 

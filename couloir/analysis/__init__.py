@@ -2,7 +2,9 @@
 
 from couloir.analysis._mbar_torch import MbarSolution, solve_mbar
 from couloir.analysis.allocation import allocate
+from couloir.analysis.channels import Channels, channels
 from couloir.analysis.connectivity import WindowGraph, window_graph
+from couloir.analysis.crossing import CrossingProbability, InterfaceRate, InterfaceSamples, crossing_probability, interface_rate
 from couloir.analysis.diagnostics import convergence, diagnose
 from couloir.analysis.expectation import Expectation, expectation
 from couloir.analysis.free_energy import free_energy_surface
@@ -11,6 +13,7 @@ from couloir.analysis.mbar import MbarResult, mbar, reweight
 from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_path
 from couloir.analysis.path_ensemble import PathDensity, PathEnsemble
 from couloir.analysis.reduced import ReducedState, Reweighted
+from couloir.analysis.reweighted_paths import CommittorMap, ReweightedPaths, reweighted_paths
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.streaming import StreamedWham
 from couloir.analysis.surface import Estimate, FreeEnergySurface
@@ -18,8 +21,10 @@ from couloir.analysis.timeseries import detect_equilibration, equilibrated, equi
 from couloir.analysis.wham import WhamResult, wham
 
 __all__ = [
-    "BiasedSamples", "Estimate", "Expectation", "FreeEnergySurface", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath",
-    "PathDensity", "PathEnsemble", "ReducedState", "Reweighted", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "convergence",
-    "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface", "landscape", "mbar",
-    "minimum_free_energy_path", "reweight", "solve_mbar", "statistical_inefficiency", "wham", "window_graph",
+    "BiasedSamples", "Channels", "CommittorMap", "CrossingProbability", "Estimate", "Expectation", "FreeEnergySurface", "InterfaceRate",
+    "InterfaceSamples", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "PathDensity", "PathEnsemble", "ReducedState",
+    "Reweighted", "ReweightedPaths", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "channels", "convergence",
+    "crossing_probability", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface",
+    "interface_rate", "landscape", "mbar", "minimum_free_energy_path", "reweight", "reweighted_paths", "solve_mbar",
+    "statistical_inefficiency", "wham", "window_graph",
 ]  # fmt: skip

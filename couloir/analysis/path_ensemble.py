@@ -216,9 +216,10 @@ class PathEnsemble:
         With a committor, the frame of each path where it is nearest to ``at``, ends left out.  It is as good as the model is.
 
         Without one, the shooting points of accepted moves.  Those of two-way and aimless moves fell to A on one side and to B
-        on the other with fresh velocities, which has the probability 2 p_B (1 - p_B) without inertia: they crowd where
-        p_B = 1/2 (Peters & Trout, J. Chem. Phys. 125, 054108 (2006)).  Those of one-way moves are spread over the barrier as the
-        frames of paths are, unless a selector picks them near its top.  Either way :func:`couloir.sampling.committor` decides.
+        on the other with fresh velocities, which has the probability 2 p_B (1 - p_B) without inertia: more often near
+        p_B = 1/2 than elsewhere, but over a wide range (Peters & Trout, J. Chem. Phys. 125, 054108 (2006)).  Those of one-way
+        moves are spread over the barrier as the frames of paths are.  A selector brings both nearer to the top.  Either way
+        :func:`couloir.sampling.committor` decides.
 
         Parameters
         ----------

@@ -237,7 +237,7 @@ def a_step(options: dict[str, Any], channels: int, batch: int) -> Callable[[], f
         loss = snippet_loss(network, schedule, x, None, 0.1, generator).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     step()
     return step
@@ -273,11 +273,13 @@ def main() -> None:
     parser.add_argument("--study", choices=sorted(studies(SCALES["small"])), required=True)
     parser.add_argument("--threads", type=int, default=1, help="trainings at a time, a thread each")
     parser.add_argument("--trainings", type=int, default=None, help="of each model; default 3 small, 10 paper")
-    parser.add_argument("--steps", type=int, default=None, help="gradient steps, to try something out: few snippets, nothing is written")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="gradient steps, to try something out: few data and snippets, nothing is written"
+    )
     arguments = parser.parse_args()
     scale, root = SCALES[arguments.scale], RUNS / f"studies_{arguments.scale}"
     if arguments.steps is not None:
-        scale = replace(scale, steps=arguments.steps, more_steps=arguments.steps, generated=64)
+        scale = replace(scale, steps=arguments.steps, more_steps=arguments.steps, data=8_000.0, generated=64)
         root = RUNS / f"studies_{arguments.scale}_trial_{arguments.steps}"
     trainings = arguments.trainings or scale.trainings
     study = studies(scale)[arguments.study]

@@ -31,7 +31,7 @@ class Scale:
 
 
 SCALES = {
-    "small": Scale(80_000.0, 750, 1_500, 32, 128, 4_000, 3, 16, (16, 128), (16, 32, 64, 128, 192)),
+    "small": Scale(80_000.0, 700, 1_500, 32, 128, 4_000, 3, 16, (16, 128), (16, 32, 64, 128, 192)),
     "paper": Scale(2_300_000.0, 100_000, 100_000, 128, 512, 20_000, 10, 16, (32, 326), (32, 64, 128, 326, 489)),
 }
 """``small`` keeps every study below an hour of one CPU core; ``paper`` is for a GPU."""
@@ -118,7 +118,7 @@ def core_seconds(training: Training, looks: Sequence[Look], scale: Scale, folder
     step, call = (33.0, 10.0) if encoder else (43.0, 13.0) if energy else (21.0, 7.1)
     steps = 0 if (folder / "model.json").exists() else scale.more_steps if training.more else scale.steps
     frames = steps * scale.batch * 0.5 * sum(training.lengths) * step
-    for look in looks:
-        if not (folder / f"look_{look.name}.json").exists():
-            frames += scale.generated * look.share * look.n_calls * (look.n_frames or training.lengths[1]) * call
-    return 1e-6 * frames * (scale.channels / 32) ** 2
+    left = [look for look in looks if not (folder / f"look_{look.name}.json").exists()]
+    frames += sum(scale.generated * look.share * look.n_calls * (look.n_frames or training.lengths[1]) * call for look in left)
+    simulated = 0.0 if not left else 10.0 * scale.data / 80_000.0
+    return simulated + 1e-6 * frames * (scale.channels / 32) ** 2

@@ -273,9 +273,7 @@ def main() -> None:
     parser.add_argument("--study", choices=sorted(studies(SCALES["small"])), required=True)
     parser.add_argument("--threads", type=int, default=1, help="trainings at a time, a thread each")
     parser.add_argument("--trainings", type=int, default=None, help="of each model; default 3 small, 10 paper")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="gradient steps, to try something out: few data and snippets, nothing is written"
-    )
+    parser.add_argument("--steps", type=int, default=None, help="gradient steps, to try it out: few data, nothing written")
     arguments = parser.parse_args()
     scale, root = SCALES[arguments.scale], RUNS / f"studies_{arguments.scale}"
     if arguments.steps is not None:

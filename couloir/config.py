@@ -164,6 +164,43 @@ class UmbrellaTable(_Table):
         return self
 
 
+class PathModelTable(_Table):
+    """``[paths.model]``: the model of trajectory snippets that ``first_path = "inpainting"`` trains."""
+
+    duration: Time | None = None
+    n_frames: Annotated[int, Field(ge=4)] = 64
+    steps: PositiveInt | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    width: PositiveInt | None = None
+
+
+class PathsTable(_Table):
+    """``[paths]``: reactive paths from one region to another."""
+
+    region_a: str = Field(alias="from")
+    region_b: str = Field(alias="to")
+    n_paths: PositiveInt
+    n_chains: PositiveInt = 4
+    move: Literal["one-way", "two-way"] = "one-way"
+    stride: Time | None = None
+    max_duration: Time | None = None
+    first_path: Literal["steered", "high_temperature", "inpainting", "file"] = "steered"
+    files: tuple[Path, ...] = ()
+    temperature: Temperature | None = None
+    kT: Annotated[float, Field(gt=0)] | None = None
+    model: PathModelTable | None = None
+
+    @model_validator(mode="after")
+    def _what_the_first_path_needs(self) -> PathsTable:
+        owners = {"files": "file", "temperature": "high_temperature", "kT": "high_temperature", "model": "inpainting"}
+        for key, owner in owners.items():
+            if key in self.model_fields_set and self.first_path != owner:
+                raise ValueError(f'{key} belongs to first_path = "{owner}", not to "{self.first_path}": leave it out, or change first_path')
+        if self.first_path == "file" and not self.files:
+            raise ValueError('first_path = "file" needs files = ["path.dcd"]')
+        return self
+
+
 class SurfaceTable(_Table):
     """``[surface]``: which surfaces, by which estimator; basins by name for barriers and differences."""
 
@@ -204,6 +241,7 @@ class RunConfig(_Table):
     explore: ExploreTable | None = None
     model: ModelTable | None = None
     umbrella: UmbrellaTable | None = None
+    paths: PathsTable | None = None
     surface: SurfaceTable = SurfaceTable()
 
     @model_validator(mode="after")
@@ -211,8 +249,14 @@ class RunConfig(_Table):
         for where, name in self._cv_references():
             if name not in self.cv:
                 raise ValueError(f"{where} names the unknown CV {name!r}{nearest(name, self.cv)}")
-        if self.umbrella is None and self.explore is None:
-            raise ValueError("there is nothing to do: add [umbrella], or [explore] for unbiased dynamics alone")
+        if self.umbrella is None and self.explore is None and self.paths is None:
+            raise ValueError("there is nothing to do: add [umbrella], [paths], or [explore] for unbiased dynamics alone")
+        inpainting = self.paths is not None and self.paths.first_path == "inpainting"
+        if inpainting and self.explore is None and (self.paths.model is None or self.paths.model.duration is None):  # type: ignore[union-attr]
+            raise ValueError(
+                'paths.first_path = "inpainting" needs dynamics to learn from: give paths.model.duration, or add [explore], '
+                'or set first_path = "steered"'
+            )
         if self.umbrella is not None and self.umbrella.seeding == "model" and self.explore is None:
             raise ValueError('umbrella.seeding = "model" needs data to learn from: add [explore], or set seeding = "dragged"')
         if self.umbrella is not None and self.umbrella.frontier and self.umbrella.seeding != "model":
@@ -271,7 +315,7 @@ def _explain(problem: Any, data: dict[str, Any]) -> str:
     location = [part for part in problem["loc"] if isinstance(part, (str, int))]
     table, where = _table_of(location), _where(location)
     if problem["type"] == "extra_forbidden":
-        known = table.model_fields if table is not None else {}
+        known = [field.alias or name for name, field in table.model_fields.items()] if table is not None else []
         return f"unknown key {where}{nearest(str(location[-1]), known)}"
     if problem["type"] == "missing":
         return f"{where} is missing"
@@ -297,6 +341,8 @@ def _table_of(location: Sequence[str | int]) -> type[BaseModel] | None:
         return RunConfig
     tables: dict[str, type[BaseModel]] = {
         "system": SystemTable, "engine": EngineTable, "explore": ExploreTable, "model": ModelTable,
-        "umbrella": UmbrellaTable, "surface": SurfaceTable,
+        "umbrella": UmbrellaTable, "paths": PathsTable, "surface": SurfaceTable,
     }  # fmt: skip
+    if list(location[:2]) == ["paths", "model"] and len(location) > 2:
+        return PathModelTable
     return tables.get(str(location[0]))

@@ -1,4 +1,4 @@
-"""The stages behind ``couloir run``: system -> unbiased dynamics -> model -> seeds -> windows -> surfaces -> report.
+"""The stages behind ``couloir run``: system -> unbiased dynamics -> model -> seeds -> windows -> surfaces -> paths -> report.
 
 Every stage writes to the run's store (or, a model, to its folder) in atomic steps and starts by looking at what is
 there, so the same call finishes a run from wherever it was interrupted.
@@ -18,6 +18,7 @@ from couloir.analysis.samples import BiasedSamples
 from couloir.build import build_cvs, build_engine, build_representation, build_windows, learn_cvs, model_labels
 from couloir.cv import CollectiveVariable, Region
 from couloir.errors import ConfigError, CouloirError
+from couloir.paths_stage import sample_paths
 from couloir.placement import placed_windows
 from couloir.preflight import check, check_model
 from couloir.run import Run, provenance, write_json
@@ -55,8 +56,9 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     with _timed(run, "explore"):
         explored = explore(run, engine, start, known, say)
     surfaces: list[FreeEnergySurface] = []
-    if run.config.umbrella is not None:
+    if run.config.umbrella is not None or run.config.paths is not None:
         cvs = learn_cvs(run, engine.topology, known, explored)
+    if run.config.umbrella is not None:
         with _timed(run, "placement"):
             windows = placed_windows(run, engine, cvs, start, explored, say)
         say(str(windows))
@@ -65,6 +67,9 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
             samples = sample_windows(run, engine, windows, seeds, cvs, say)
         with _timed(run, "analysis"):
             surfaces = make_surfaces(run, samples, cvs, say)
+    if run.config.paths is not None:
+        with _timed(run, "paths"):
+            sample_paths(run, engine, start, cvs, explored, say)
     run.store["finished"] = True
     return surfaces
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from couloir.build import stand_in
-from couloir.config import RunConfig
+from couloir.config import PathsTable, RunConfig
 from couloir.cv import CollectiveVariable, Region
 from couloir.cv.geometric import Coordinate
 from couloir.errors import ConfigError, CouloirError, nearest
 from couloir.sampling.engine import steps
+from couloir.sampling.guides import place_in
 
 
 def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable]) -> None:
@@ -19,11 +20,12 @@ def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable])
     Raises
     ------
     ConfigError : a stride is no multiple of the time step, a coordinate does not exist, a surface is along CVs that are not
-        recorded, a basin cannot be read, or files of frames are given for a system without atoms.
+        recorded, a basin or a state cannot be read, or files of frames are given for a system without atoms.
     """
     for where, stride in (
         ("explore.stride", config.explore.stride if config.explore is not None else None),
         ("umbrella.record_stride", config.umbrella.record_stride if config.umbrella is not None else None),
+        ("paths.stride", config.paths.stride if config.paths is not None else None),
     ):
         if stride is not None:
             _naming(where, steps, stride, engine.time_step, where)
@@ -33,9 +35,12 @@ def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable])
     for name, cv in cvs.items():
         if isinstance(cv, Coordinate) and cv.index >= n_dim:
             raise ConfigError(f"[cv.{name}]: index = {cv.index}, but the system has {n_dim} coordinates", f"use 0 ... {n_dim - 1}")
+    # What a run learns later is known by name only.
+    everything = {name: cvs.get(name, stand_in(name)) for name in config.cv}
     if config.umbrella is not None:
-        # What a run learns later is known by name only.
-        _check_surfaces(config, {name: cvs.get(name, stand_in(name)) for name in config.cv})
+        _check_surfaces(config, everything)
+    if config.paths is not None:
+        _check_paths(config.paths, everything, engine)
 
 
 def check_model(representation: Any, labels: Sequence[CollectiveVariable]) -> None:
@@ -70,9 +75,26 @@ def _check_surfaces(config: RunConfig, cvs: Mapping[str, CollectiveVariable]) ->
         _naming(f"surface.basins.{name}", Region.parse, text, cvs)
 
 
-def _naming(where: str, function: Any, *arguments: Any) -> None:
+def _check_paths(table: PathsTable, cvs: Mapping[str, CollectiveVariable], engine: Any) -> None:
+    a, b = (_naming(f"paths.{key}", Region.parse, text, cvs) for key, text in (("from", table.region_a), ("to", table.region_b)))
+    for key, region in (("from", a), ("to", b)):
+        _naming(f"paths.{key}", place_in, region, region, {cv.name: 0.0 for cv in region.cvs})
+    if table.kT is not None and engine.topology is not None:
+        raise ConfigError("paths.kT belongs to toy systems", "set paths.temperature for a molecule")
+    if table.temperature is not None and engine.topology is None:
+        raise ConfigError("paths.temperature belongs to molecules", "set paths.kT for a toy system")
+    if table.max_duration is not None and table.stride is not None and table.max_duration < 4 * table.stride:
+        raise ConfigError(
+            f"paths.max_duration = {table.max_duration:g} ps holds no path of frames every {table.stride:g} ps",
+            "raise it, or lower the stride",
+        )
+    if table.first_path == "inpainting" and engine.topology is None and any(p is not None for p in engine.potential.periods):
+        raise ConfigError('paths.first_path = "inpainting" cannot generate coordinates with a period', 'set first_path = "steered"')
+
+
+def _naming(where: str, function: Any, *arguments: Any) -> Any:
     try:
-        function(*arguments)
+        return function(*arguments)
     except CouloirError as error:
         message = error.message if error.message.startswith(where) else f"{where}: {error.message}"
         raise ConfigError(message, error.fix) from None

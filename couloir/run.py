@@ -21,8 +21,8 @@ from couloir.config import RunConfig, read_config
 from couloir.errors import ConfigError, Finding, StoreError
 from couloir.store import Store
 
-_FREE = {"umbrella": {"duration", "until", "max_duration"}, "engine": {"workers"}}
-"""Settings that may change between invocations; so may all of ``[surface]``."""
+_FREE = {"umbrella": {"duration", "until", "max_duration"}, "engine": {"workers"}, "paths": {"n_paths"}}
+"""Settings that may change between invocations; so may all of ``[surface]``, and ``[paths]`` may be added."""
 
 
 class Run:
@@ -136,7 +136,9 @@ def _refuse_changes(path: Path, config: RunConfig) -> None:
     previous = path / "run.toml"
     if not previous.exists():
         return
-    old, new = (c.model_dump(mode="json", exclude={"surface"}) for c in (read_config(previous), config))
+    old, new = (c.model_dump(mode="json", exclude={"surface"}, by_alias=True) for c in (read_config(previous), config))
+    if old["paths"] is None:  # nothing that was sampled depends on paths
+        old["paths"] = new["paths"]
     changed = [
         f"{table}.{key}" if key else table
         for table in old
@@ -150,7 +152,8 @@ def _refuse_changes(path: Path, config: RunConfig) -> None:
     if changed:
         raise ConfigError(
             f"{path} holds a run that was asked for differently: {', '.join(sorted(set(changed)))} changed",
-            "restore the run file, or start a new run with --directory; only durations and [surface] may change",
+            "restore the run file, or start a new run with --directory; only durations, paths.n_paths and [surface] may change, "
+            "and [paths] may be added",
         )
 
 

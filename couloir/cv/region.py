@@ -35,6 +35,11 @@ class Region(ABC):
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         """Return which rows of CV values (name -> (n,)) lie inside."""
 
+    @property
+    @abstractmethod
+    def limits(self) -> dict[str, tuple[float, ...]]:
+        """The finite limits of each CV, in increasing order, each once."""
+
     def contains(self, positions: Array) -> Mask:
         """Return which frames of positions (n_frames, n_atoms, 3) lie inside; each CV is computed once."""
         return self.contains_values({cv.name: cv.evaluate(positions) for cv in self.cvs})
@@ -113,6 +118,10 @@ class Interval(Region):
     def cvs(self) -> tuple[CollectiveVariable, ...]:
         return (self.cv,)
 
+    @property
+    def limits(self) -> dict[str, tuple[float, ...]]:
+        return {self.cv.name: tuple(sorted({x for x in (self.low, self.high) if np.isfinite(x)}))}
+
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         x = values[self.cv.name]
         if self.cv.period is not None and self.low > self.high:
@@ -137,6 +146,15 @@ def _union(*regions: Region) -> tuple[CollectiveVariable, ...]:
     return tuple({cv.name: cv for region in regions for cv in region.cvs}.values())
 
 
+def all_limits(*regions: Region) -> dict[str, tuple[float, ...]]:
+    """Return the finite limits of each CV in any of the regions."""
+    together: dict[str, set[float]] = {}
+    for region in regions:
+        for name, limits in region.limits.items():
+            together.setdefault(name, set()).update(limits)
+    return {name: tuple(sorted(limits)) for name, limits in together.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class _Both(Region):
     a: Region
@@ -145,6 +163,10 @@ class _Both(Region):
     @property
     def cvs(self) -> tuple[CollectiveVariable, ...]:
         return _union(self.a, self.b)
+
+    @property
+    def limits(self) -> dict[str, tuple[float, ...]]:
+        return all_limits(self.a, self.b)
 
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         return self.a.contains_values(values) & self.b.contains_values(values)
@@ -166,6 +188,10 @@ class _Either(Region):
     def cvs(self) -> tuple[CollectiveVariable, ...]:
         return _union(self.a, self.b)
 
+    @property
+    def limits(self) -> dict[str, tuple[float, ...]]:
+        return all_limits(self.a, self.b)
+
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         return self.a.contains_values(values) | self.b.contains_values(values)
 
@@ -184,6 +210,10 @@ class _Not(Region):
     @property
     def cvs(self) -> tuple[CollectiveVariable, ...]:
         return self.a.cvs
+
+    @property
+    def limits(self) -> dict[str, tuple[float, ...]]:
+        return self.a.limits
 
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
         return ~self.a.contains_values(values)

@@ -117,7 +117,7 @@ def rebuilder(engine: Engine, ends: PathEnds) -> Rebuild:
         return lambda frames: [State(frame) for frame in frames]
     if ends.atoms is None:
         # not minimized: that would let the torsions slide down from the barrier
-        return lambda frames: [_constrained(engine, State(frame)) for frame in frames]
+        return lambda frames: [constrained(engine, State(frame)) for frame in frames]
     if ends.reference is None:
         fix = "give data, starts_a or starts_b with all atoms, or rebuild="
         raise ConfigError(f"the model generates {len(ends.atoms)} of {ends.n_atoms} atoms, and no structure shows where the others go", fix)
@@ -127,7 +127,8 @@ def rebuilder(engine: Engine, ends: PathEnds) -> Rebuild:
     return lambda frames: rebuild(engine, engine.topology, frames, atoms, reference=reference, seed=seed)  # type: ignore[arg-type]
 
 
-def _constrained(engine: Engine, state: State) -> State | None:
+def constrained(engine: Engine, state: State) -> State | None:
+    """Return the state with its rigid bonds as long as they should be, or None where they cannot be."""
     constrain = getattr(engine, "apply_constraints", None)
     try:
         return state if constrain is None else constrain(state)

@@ -140,7 +140,7 @@ class TransitionPathSampling:
         in_a, in_b = self.region_a.contains(path.positions), self.region_b.contains(path.positions)
         if (in_a & in_b).any():
             raise DataError(f"A ({self.region_a}) and B ({self.region_b}) overlap", "make the two states disjoint")
-        ahead, behind = _connection(in_a, in_b), _connection(in_b, in_a)
+        ahead, behind = connection(in_a, in_b), connection(in_b, in_a)
         found = ahead if ahead is not None else behind
         if found is None:
             never = " and ".join(name for name, inside in (("A", in_a), ("B", in_b)) if not inside.any())
@@ -199,7 +199,7 @@ def described(move: ShootingMove) -> str:
     return f"{move} {settings}" if settings else str(move)
 
 
-def _connection(start: npt.NDArray[np.bool_], end: npt.NDArray[np.bool_]) -> slice | None:
+def connection(start: npt.NDArray[np.bool_], end: npt.NDArray[np.bool_]) -> slice | None:
     """Return the first stretch from a last frame in ``start`` to a first frame in ``end``, both included."""
     if not start.any() or not end[np.flatnonzero(start)[0] :].any():
         return None

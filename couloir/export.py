@@ -42,7 +42,7 @@ def export_run(run: Run, to: Path | None = None, format: str = "dcd") -> list[Pa
         raise ConfigError(f"unknown trajectory format {format!r}{nearest(format, FORMATS)}")
     plans = {name: run.store.get(f"{name}/plan") for name in ("explore", "umbrella")}
     sampled = {name: plan for name, plan in plans.items() if plan is not None and run.store.series(f"{name}/")}
-    if not sampled:
+    if not sampled and not run.store.count("paths/steps"):
         raise DataError(f"{run.path} holds no samples yet", "look at it with couloir status")
     folder = run.path / "export" if to is None else Path(to)
     try:
@@ -57,7 +57,8 @@ class _Exporter:
         from couloir.build import build_engine, stored_cvs
 
         self.run, self.folder, self.format = run, folder, format
-        engine, self.start = build_engine(run)
+        self.engine, self.start = build_engine(run)
+        engine = self.engine
         self.topology: Any = engine.topology
         self.cvs = stored_cvs(run, engine.topology)
         self.written: list[Path] = []
@@ -79,6 +80,7 @@ class _Exporter:
                     windows[walker] = (stem, bias)
         if windows:
             self.write("umbrella.meta", lambda file: file.write_text("".join(_metafile(list(windows.values())))))
+        self.paths()
         self.results()
         return self.written
 
@@ -133,6 +135,18 @@ class _Exporter:
                 np.savetxt(out, np.stack(columns, axis=1), fmt="%.9g")
 
         self.write(f"{stem}.colvar", save)
+
+    def paths(self) -> None:
+        """Write decorrelated paths into the folder ``paths``, or, where there is no topology, all of them to one npz file."""
+        from couloir.paths_stage import stored_paths
+
+        found = stored_paths(self.run, self.engine)
+        if found is None:
+            return
+        if self.topology is None:
+            self.write("paths.npz", found.save)
+        elif found.decorrelated.any():
+            self.written += found.export(self.folder / "paths")
 
     def results(self) -> None:
         results = self.run.path / "results"

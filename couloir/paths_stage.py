@@ -171,7 +171,7 @@ def _guides(run: Run, engine: Any, start: State, a: Region, b: Region, explored:
     table = run.config.paths
     assert table is not None
     if how == "file":
-        return Guides.of(_files(run, engine), a, b)
+        return Guides.of(read_files(run, engine), a, b)
     starts, spent = _inside(engine, start, a, b, explored, table.n_chains, integer_seed(seed, "A"))
     if how == "steered":
         guides = steer(engine, starts, b, a, seed=integer_seed(seed, "steer"))
@@ -214,7 +214,13 @@ def _inside(engine: Any, start: State, region: Region, other: Region, explored: 
     return [State(arrived[i % len(arrived)], None, start.box) for i in range(n)], guides.force_evaluations
 
 
-def _files(run: Run, engine: Any) -> list[Array]:
+def read_files(run: Run, engine: Any) -> list[Array]:
+    """Return the frames (n, n_atoms, n_dim) of each of ``paths.files``.
+
+    Raises
+    ------
+    ConfigError : a file is missing, or does not fit the system.
+    """
     table = run.config.paths
     assert table is not None
     out = []

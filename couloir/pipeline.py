@@ -18,7 +18,7 @@ from couloir.analysis.samples import BiasedSamples
 from couloir.build import build_cvs, build_engine, build_representation, build_windows, learn_cvs, model_labels
 from couloir.cv import CollectiveVariable, Region
 from couloir.errors import ConfigError, CouloirError
-from couloir.paths_stage import sample_paths
+from couloir.paths_stage import read_files, sample_paths
 from couloir.placement import placed_windows
 from couloir.preflight import check, check_model
 from couloir.run import Run, provenance, write_json
@@ -75,7 +75,9 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
 
 
 def _check_what_can_be(run: Run, engine: Any, known: dict[str, CollectiveVariable]) -> None:
-    """Build windows and representation before any dynamics, as far as they do not wait for a CV to be learned."""
+    """Read files of paths, and build windows and representation, before any dynamics, as far as they do not wait for a CV to be learned."""
+    if run.config.paths is not None and run.config.paths.first_path == "file":
+        read_files(run, engine)
     table = run.config.umbrella
     if table is None or not set(table.along) <= set(known):
         return

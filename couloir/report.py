@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from couloir import report_html as web
+from couloir import report_paths
 from couloir import report_sections as sections
 from couloir.analysis import free_energy_surface
 from couloir.analysis.samples import BiasedSamples
@@ -73,6 +74,8 @@ def _page(data: RunData) -> Page:
             ("convergence", "Convergence with time", sections.write_convergence),
             ("equilibration", "Equilibration", sections.write_equilibration),
         ]
+    if data.run.config.paths is not None:
+        written.append(("paths", "Reactive paths", report_paths.write_paths))
     for name, title, write in [*written, ("provenance", "Provenance", _provenance)]:
         page.heading(name, title)
         try:
@@ -90,7 +93,8 @@ def _system_name(data: RunData) -> str:
 
 
 def _title(data: RunData) -> str:
-    what = f"Free energy along {' and '.join(data.along)}" if data.along else "Unbiased dynamics"
+    without = "Unbiased dynamics" if data.run.config.paths is None else "Reactive paths"
+    what = f"Free energy along {' and '.join(data.along)}" if data.along else without
     return f"{what}: {_system_name(data)}"
 
 
@@ -101,11 +105,19 @@ def _summary(page: Page, data: RunData) -> None:
     unbiased = data.explored.duration if data.explored is not None else 0.0
     total = unbiased + data.sampled
     answers = [line for surface in data.surfaces for line in _answers(surface)]
+    told = report_paths.answer(data)
+    answers = answers if not told else [*answers[:1], told, *answers[1:]]
     state = (
         '<span class="badge">finished</span>' if data.finished else '<span class="badge partial">partial: the run is not finished</span>'
     )
     page.add(f"<h1>{web.escape(page.title)}</h1>", state)
-    method = f"umbrella windows along {', '.join(data.along)}" if data.along else "unbiased dynamics"
+    methods = (
+        [f"umbrella windows along {', '.join(data.along)}"] if data.along else ["unbiased dynamics"] if data.explored is not None else []
+    )
+    methods += ["transition path sampling"] if data.run.config.paths is not None else []
+    method = " and ".join(methods) or "unbiased dynamics"
+    if data.paths is not None:
+        total += data.paths.force_evaluations * data.engine.time_step
     text = f"{_system_name(data)} at {thermal}: {method}, {duration(total)} simulated in total."
     note = " (± one standard error)" if answers else ""
     page.add(web.paragraph(text + "".join(f" {line}." for line in answers[:2]) + note, "answer"))
@@ -115,6 +127,8 @@ def _summary(page: Page, data: RunData) -> None:
         items += [("in windows, all walkers", duration(data.sampled)), ("windows", str(n_windows))]
         if data.exchange is not None:
             items.append(("round trips by exchange", f"{data.exchange.round_trips.sum():g}"))
+    if data.paths is not None:
+        items += [("different paths", str(len(data.paths))), ("moves accepted", f"{data.paths.acceptance:.0%}")]
     page.add(web.numbers(items))
     if len(answers) > 2:
         page.add("<ul>" + "".join(f"<li>{web.escape(line)}</li>" for line in answers[2:12]) + "</ul>")
@@ -148,6 +162,8 @@ def _warnings(page: Page, data: RunData, extra: list[Finding]) -> None:
         page.add(*(web.finding(f) for f in found))
     elif data.along and data.samples is None:
         page.add(web.paragraph("Nothing to judge yet: the windows have no samples.", "fine"))
+    elif data.run.config.paths is not None and data.paths is None:
+        page.add(web.paragraph("Nothing to judge yet: no paths have been sampled.", "fine"))
     else:
         page.add(web.paragraph("No warnings: every check passed.", "fine"))
 

@@ -18,6 +18,7 @@ from couloir.analysis.timeseries import WalkerEquilibration
 from couloir.cv import CollectiveVariable, Region, wrap
 from couloir.cv.bias import HarmonicBias, bias_from_dict
 from couloir.errors import CouloirError, DataError, Finding
+from couloir.paths_stage import about_first, stored_paths
 from couloir.run import Run
 from couloir.sampling.seeds import Seeds, load_seeds
 from couloir.sampling.umbrella import stored_exchange
@@ -26,6 +27,7 @@ from couloir.trajectory import Array
 if TYPE_CHECKING:
     import mdtraj
 
+    from couloir.analysis.path_ensemble import PathEnsemble
     from couloir.sampling.potentials import ToyPotential
 
 PROVISIONAL_REPLICAS = 50
@@ -74,6 +76,8 @@ class RunData:
     exchange : what windows exchanged; None also when they were not asked to.
     surfaces : free-energy surfaces; ``provisional`` when made here because the run has not come that far.
     notes : what could not be read, and why.
+    paths : reactive paths sampled so far; None before the first step, or when none were asked for.
+    first_paths : how the paths that chains were started from came about; None before they were found.
     """
 
     run: Run
@@ -90,6 +94,8 @@ class RunData:
     provisional: bool = False
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    paths: PathEnsemble | None = None
+    first_paths: dict[str, Any] | None = None
 
     @property
     def topology(self) -> mdtraj.Topology | None:
@@ -144,10 +150,12 @@ def read_run(run: Run) -> RunData:
         kept = equilibrated(samples, list(table))
         surfaces = _surfaces(run, cvs, kept, stale, notes)
     exchange = read_exchange(run, dict(zip(samples.names, samples.units, strict=True))) if samples is not None else None
-    findings = _findings(run, seeds, samples, exchange, surfaces)
+    paths = _try(notes, "paths", lambda: stored_paths(run, engine)) if engine is not None and run.config.paths is not None else None
+    findings = _findings(run, seeds, samples, exchange, surfaces) + (tuple(paths.diagnose()) if paths is not None else ())
     return RunData(
-        run, finished and not stale, engine, cvs, explored, seeds, samples, kept, table, exchange, surfaces, stale, findings, tuple(notes)
-    )
+        run, finished and not stale, engine, cvs, explored, seeds, samples, kept, table, exchange, surfaces, stale, findings, tuple(notes),
+        paths, about_first(run),
+    )  # fmt: skip
 
 
 def read_exchange(run: Run, units: Mapping[str, str]) -> ExchangeReport | None:

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from couloir.sampling.potentials import ToyPotential
     from couloir.sampling.seeds import Seeds
 
-_LINE = "#1f4e79"
+LINE = "#1f4e79"
 _WARN = "#c8553d"
 _SIZE = (5.4, 3.6)
 _POINTS = 300
-_COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 """Paul Tol's bright scheme: told apart by colour-blind readers, on light and on dark pages."""
 
 
@@ -53,7 +53,7 @@ def surface_figure(surface: FreeEnergySurface, landscape: Landscape | None = Non
     if len(surface.grid) == 1:
         ax.secondary_yaxis("right", functions=scale).set_ylabel("free energy [kT]")
         return figure
-    _as_image(ax)
+    as_image(ax)
     from matplotlib.ticker import MaxNLocator
 
     bar = ax.collections[0].colorbar
@@ -96,7 +96,7 @@ def effective_figure(samples: BiasedSamples) -> Figure:
     counts = samples.counts
     effective = np.divide(counts, inefficiencies(samples), out=np.zeros(len(counts)), where=counts > 0)
     figure, ax = new()
-    ax.bar(np.arange(len(effective)), effective, width=0.8, color=_LINE)
+    ax.bar(np.arange(len(effective)), effective, width=0.8, color=LINE)
     ax.axhline(LEAST_SAMPLES, color=_WARN, linewidth=1, linestyle="--", label=f"{LEAST_SAMPLES}: the least to trust")
     ax.set_yscale("log")
     # Plain numbers: the labels of powers are mathematics, which the report leaves off for the sake of names.
@@ -117,7 +117,7 @@ def cells_figure(surface: FreeEnergySurface) -> Figure:
     top = 2 * max(float(n.max(fill_value=1.0)) if n.count() else 1.0, LEAST_SAMPLES)
     if len(surface.grid) == 1:
         figure, ax = new()
-        ax.plot(surface.grid[0], n, drawstyle="steps-mid", color=_LINE, linewidth=1.4)
+        ax.plot(surface.grid[0], n, drawstyle="steps-mid", color=LINE, linewidth=1.4)
         ax.axhline(LEAST_SAMPLES, color=_WARN, linewidth=1, linestyle="--", label=f"{LEAST_SAMPLES}: the least to trust")
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:g}")
@@ -153,8 +153,8 @@ def _links(places: Places, pairs: Any, values: Array, what: str, least: tuple[fl
     ax.set_xlabel(label(places.names[0], places.units[0]))
     if len(places.names) == 1:
         twice = np.tile(values, len(starts) // len(values))
-        ax.hlines(twice, starts[:, 0], ends[:, 0], color=_LINE, linewidth=2)
-        ax.plot(places.centers[:, 0], np.zeros(len(places.centers)), "|", color=_LINE, markersize=8, clip_on=False)
+        ax.hlines(twice, starts[:, 0], ends[:, 0], color=LINE, linewidth=2)
+        ax.plot(places.centers[:, 0], np.zeros(len(places.centers)), "|", color=LINE, markersize=8, clip_on=False)
         if least is not None:
             ax.axhline(least[0], color=_WARN, linewidth=1, linestyle="--", label=least[1])
             ax.legend(frameon=False)
@@ -167,7 +167,7 @@ def _links(places: Places, pairs: Any, values: Array, what: str, least: tuple[fl
         lines.set_array(np.tile(values, len(starts) // len(values)))
         lines.set_clim(0, max(float(values.max()), 1e-9))
         ax.add_collection(lines)
-        ax.plot(*places.centers[:, :2].T, "o", color=_LINE, markersize=3)
+        ax.plot(*places.centers[:, :2].T, "o", color=LINE, markersize=3)
         figure.colorbar(lines, ax=ax, label=what)
         ax.set_ylabel(label(places.names[1], places.units[1]))
     for axis, period in zip("xy", places.periods[:2], strict=False):
@@ -201,7 +201,7 @@ def paths_figure(exchange: ExchangeReport, places: Places) -> Figure:
             visited, time = np.insert(visited, across, np.nan), np.insert(time, across, time[across])
         trips = float(exchange.round_trips[replica])
         text = f"{trips:g} round trip{'s' * (trips != 1)}"
-        ax.plot(time, visited, ".-", markersize=3, linewidth=0.6, color=_COLORS[number], label=text)
+        ax.plot(time, visited, ".-", markersize=3, linewidth=0.6, color=COLORS[number], label=text)
     ax.set_xlabel("time [ps]")
     ax.set_ylabel(f"window, by its {label(places.names[0], places.units[0])}" if alone else "window")
     ax.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
@@ -244,7 +244,7 @@ def walkers_figure(samples: BiasedSamples, window: int, name: str) -> Figure:
     members = [rows for w, _, rows in walkers(samples) if w == window]
     for number, rows in enumerate(members):
         pick = _thin(rows)
-        ax.plot(samples.time[pick], samples[name][pick], ".", markersize=2.6, color=_COLORS[number % len(_COLORS)])
+        ax.plot(samples.time[pick], samples[name][pick], ".", markersize=2.6, color=COLORS[number % len(COLORS)])
     ax.set_xlabel("time [ps]")
     ax.set_ylabel(label(name, samples.units[samples.column(name)]))
     return figure
@@ -263,7 +263,7 @@ def explored_figures(explored: Explored) -> tuple[Figure, Figure]:
         limits = (float(everything.min()), float(everything.max()) + 1e-9) if period is None else (-period / 2, period / 2)
         edges = np.linspace(*limits, 61)
         for number, values in enumerate(explored.walkers):
-            color = _COLORS[number % len(_COLORS)]
+            color = COLORS[number % len(COLORS)]
             pick = _thin(np.arange(len(values)))
             over_time.plot(explored.stride * (pick + 1), values[pick, c], ".", markersize=2.2, color=color)
             counted.stairs(np.histogram(values[:, c], edges, density=True)[0], edges, color=color)
@@ -301,7 +301,7 @@ def toy_figure(seeds: Seeds, potential: ToyPotential, kT: float) -> Figure:
     """Draw all seeds of a toy system over its potential, in its first two coordinates (others at their middle)."""
     x = np.array([state.positions.ravel() for state in seeds.states])
     figure, ax = new((5.4, 4.0))
-    colors = [_COLORS[0] if origin == "model" else _COLORS[1] for origin in seeds.origins]
+    colors = [COLORS[0] if origin == "model" else COLORS[1] for origin in seeds.origins]
     middle = np.mean(np.asarray(potential.bounds, dtype=float), axis=1)
     axes = [np.linspace(*limits, 121) for limits in potential.bounds[:2]]
     points = np.tile(middle, (int(np.prod([len(a) for a in axes])), 1))
@@ -310,7 +310,7 @@ def toy_figure(seeds: Seeds, potential: ToyPotential, kT: float) -> Figure:
     energy = energy - energy.min()
     ax.set_xlabel(potential.names[0])
     if potential.n_dim == 1:
-        ax.plot(axes[0], energy, color=_LINE)
+        ax.plot(axes[0], energy, color=LINE)
         ax.scatter(x[:, 0], (potential.energy(x) - potential.energy(points).min()) / kT, c=colors, s=18, zorder=3)
         ax.set_ylabel("potential [kT]")
         ax.set_ylim(-0.5, min(float(energy.max()), 25.0))
@@ -333,7 +333,8 @@ def _whole_numbers(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _as_image(ax: Axes) -> None:
+def as_image(ax: Axes) -> None:
+    """Turn what is drawn so far into an image within the figure."""
     # Contours as vectors show seams between levels and take many times the space.
     for collection in ax.collections:
         collection.set_rasterized(True)

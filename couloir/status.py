@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from couloir.analysis.exchange import findings_that_matter
 from couloir.errors import Finding
+from couloir.paths_stage import about_first, stored_steps
 from couloir.run import Run
 from couloir.store import text_value
 
@@ -19,7 +20,7 @@ Row = tuple[str, str, str]
 
 _TIMINGS = {
     "explore": ("explore",), "model": ("model",), "seeds": ("seeding",), "umbrella": ("placement", "umbrella"), "surfaces": ("analysis",),
-    "report": ("report",),
+    "paths": ("paths",), "report": ("report",),
 }  # fmt: skip
 
 
@@ -42,7 +43,15 @@ def status_table(run: Run) -> Table:
     timings = run.store.get("timings", {})
     surfaces = [FreeEnergySurface.load(file) for file in sorted((run.path / "results").glob("free_energy_*.npz"))]
     exchange = read_exchange(run, {name: unit for s in surfaces for name, unit in zip(s.names, s.units, strict=True)})
-    for stage, state, what in (_explore(run), _model(run), _seeds(run), _umbrella(run, exchange), _surfaces(run), _report(run)):
+    for stage, state, what in (
+        _explore(run),
+        _model(run),
+        _seeds(run),
+        _umbrella(run, exchange),
+        _surfaces(run),
+        _paths(run),
+        _report(run),
+    ):
         seconds = sum(timings.get(name, 0.0) for name in _TIMINGS[stage])
         table.add_row(stage, state, Text(what), _duration(seconds) if seconds else "")
     findings = _findings(run, exchange, surfaces)
@@ -116,6 +125,18 @@ def _surfaces(run: Run) -> Row:
     there = [name for name in wanted if (run.path / "results" / f"free_energy_{name}.npz").exists()]
     state = "done" if len(there) == len(wanted) else "in progress" if there else "waiting"
     return "surfaces", state, ", ".join(there)
+
+
+def _paths(run: Run) -> Row:
+    table = run.config.paths
+    if table is None:
+        return "paths", "not asked for", ""
+    first, steps = about_first(run), stored_steps(run)
+    if first is None:
+        return "paths", "waiting", f"{table.n_paths} asked for"
+    chains = f"{table.n_chains} chains x {steps} steps"
+    what = f"{first['n']} first paths ({first['how']}); {chains}, {table.n_paths} paths without a frame of these asked for"
+    return "paths", "done" if run.store.get("paths/done") == table.n_paths else "in progress", what
 
 
 def _report(run: Run) -> Row:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
     import mdtraj
 
 Array = npt.NDArray[np.float64]
+Owner = TypeVar("Owner")
 
 
 def _frozen(value: Any) -> Array:
     array = np.array(value, dtype=np.float64)
     array.setflags(write=False)
     return array
+
+
+def _owner(cls: type[Owner], arrays: dict[str, Array | None], **others: Any) -> Owner:
+    """Return an instance of a frozen dataclass without going through its constructor, which copies and checks."""
+    for array in arrays.values():
+        if array is not None:
+            array.setflags(write=False)
+    out = object.__new__(cls)
+    out.__dict__.update(arrays, **others)
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +73,11 @@ class State:
             raise DataError(f"velocities {self.velocities.shape} and positions {self.positions.shape} differ in shape")
         if self.box is not None and self.box.shape != (3, 3):
             raise DataError(f"box has shape {self.box.shape}, expected (3, 3): one box vector per row")
+
+    @classmethod
+    def owning(cls, positions: Array, velocities: Array | None = None, box: Array | None = None) -> State:
+        """Return a state that takes over sound arrays which nobody else will change: neither copied nor checked."""
+        return _owner(cls, {"positions": positions, "velocities": velocities, "box": box})
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +141,22 @@ class Trajectory:
                 object.__setattr__(self, name, _frozen(getattr(self, name)))
         if self.positions.ndim != 3:
             raise DataError(f"trajectory positions have shape {self.positions.shape}, expected (n_frames, n_atoms, 3)")
+
+    @classmethod
+    def owning(
+        cls,
+        positions: Array,
+        stride: float,
+        velocities: Array | None = None,
+        boxes: Array | None = None,
+        topology: mdtraj.Topology | None = None,
+        series: Series | None = None,
+        last: State | None = None,
+        ended: Literal["complete", "stopped", "failed"] = "complete",
+    ) -> Trajectory:
+        """Return a trajectory that takes over sound arrays which nobody else will change: neither copied nor checked."""
+        arrays = {"positions": positions, "velocities": velocities, "boxes": boxes}
+        return _owner(cls, arrays, stride=stride, topology=topology, series=series, last=last, ended=ended)
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -37,7 +37,7 @@ _STEPS_PER_CALL = 500  # a longer call could not be interrupted
 _BLOCK_FLOATS = 2_000_000  # positions held between two CV evaluations: 16 MB
 _BLOCK_RECORDS = 1000
 _FAR = 1e6  # nm; nothing diffuses a millimetre, but an exploding integrator passes it long before it overflows
-_ENERGY, _LENGTH = unit.kilojoule_per_mole, unit.nanometer
+_LENGTH = unit.nanometer
 
 _host_lock = threading.RLock()
 _cache = threading.local()
@@ -77,61 +77,31 @@ class WalkerTask:
     n_records: int
     record_steps: int
     frame_every: int
-    record: tuple[CollectiveVariable, ...]
+    record: tuple[CollectiveVariable, ...] | None
     stop: Region | None
     velocities: bool
 
 
 @dataclass
 class WalkerResult:
-    """Arrays of one walker; ``failure`` says why it broke at record ``len(potential) + 1``, or is None."""
+    """Arrays of one walker; ``failure`` says why it broke at record ``n_records + 1``, or is None."""
 
     index: int
     positions: Array
     velocities: Array | None
     boxes: Array | None
     values: Array
-    potential: Array
+    potential: Array | None
+    n_records: int
     last: State
     ended: Literal["complete", "stopped", "failed"] = "complete"
     failure: str | None = None
 
 
-@dataclass(frozen=True)
-class MinimizeTask:
-    """Energy minimization of one state under a bias."""
-
-    index: int
-    description: Description
-    bias: BiasPlan | None
-    parameters: Mapping[str, float]
-    state: State
-    max_iterations: int
-    tolerance: float
-
-
-@dataclass(frozen=True)
-class EnergyTask:
-    """Unbiased potential energies of a batch of positions (n, n_atoms, 3)."""
-
-    index: int
-    description: Description
-    positions: Array
-    boxes: Array | None
-
-
-@dataclass(frozen=True)
-class KickTask:
-    """Velocities of states after ``fraction`` of the kick of one step."""
-
-    index: int
-    description: Description
-    states: tuple[State, ...]
-    fraction: float
-
-
 @dataclass
-class _Simulation:
+class Simulation:
+    """A Context and what drives it."""
+
     context: openmm.Context
     integrator: openmm.Integrator
     periodic: bool
@@ -178,7 +148,7 @@ class _Simulation:
 
     def state(self) -> State:
         snapshot = self.context.getState(positions=True, velocities=True)
-        return State(_positions(snapshot), _velocities(snapshot), _box(snapshot) if self.periodic else None)
+        return State.owning(positions_of(snapshot), velocities_of(snapshot), box_of(snapshot) if self.periodic else None)
 
 
 def free_group(system: openmm.System) -> int:
@@ -187,9 +157,9 @@ def free_group(system: openmm.System) -> int:
     return max(group for group in range(32) if group not in used)
 
 
-def simulation(description: Description, bias: BiasPlan | None) -> _Simulation:
+def simulation(description: Description, bias: BiasPlan | None) -> Simulation:
     """Return this thread's Context for a description and a kind of bias, made on first use."""
-    contexts: OrderedDict[tuple[Description, str], _Simulation] = _cache.__dict__.setdefault("contexts", OrderedDict())
+    contexts: OrderedDict[tuple[Description, str], Simulation] = _cache.__dict__.setdefault("contexts", OrderedDict())
     key = (description, "" if bias is None else bias.key)
     if key in contexts:
         contexts.move_to_end(key)
@@ -207,7 +177,7 @@ def simulation(description: Description, bias: BiasPlan | None) -> _Simulation:
     context = openmm.Context(system, integrator, platform, dict(description.properties))
     unbiased = 0xFFFFFFFF & ~(1 << group) if bias is not None else -1
     shared_noise = description.platform == "Reference" and not random_forces(system)
-    contexts[key] = _Simulation(context, integrator, system.usesPeriodicBoundaryConditions(), unbiased, shared_noise)
+    contexts[key] = Simulation(context, integrator, system.usesPeriodicBoundaryConditions(), unbiased, shared_noise)
     return contexts[key]
 
 
@@ -225,17 +195,18 @@ def run_walker(task: WalkerTask) -> WalkerResult:
 class _Recorder:
     """The loop: step, read one block of records in bulk, evaluate CVs on the block."""
 
-    def __init__(self, task: WalkerTask, driver: _Simulation) -> None:
-        self.task, self.driver = task, driver
+    def __init__(self, task: WalkerTask, driver: Simulation) -> None:
+        self.task, self.driver, self.cvs = task, driver, task.record or ()
         self.stops = None if task.stop is None else task.stop.decider()
         n_atoms, n_frames = len(task.state.positions), task.n_records // task.frame_every if task.frame_every else 0
         self.frames = np.empty((n_frames, n_atoms, 3))
         self.velocities = np.empty((n_frames, n_atoms, 3)) if task.velocities else None
         self.boxes = np.empty((n_frames, 3, 3)) if driver.periodic else None
-        self.values = np.empty((task.n_records, len(task.record)))
-        self.potential = np.empty(task.n_records)
-        size = min(task.n_records, _BLOCK_RECORDS, max(1, _BLOCK_FLOATS // (3 * n_atoms)))
-        self.block = np.empty((size, n_atoms, 3))
+        self.values = np.empty((task.n_records, len(self.cvs)))
+        self.potential = None if task.record is None else np.empty(task.n_records)
+        # at least two, so that the last good positions outlive the reading of bad ones
+        size = min(task.n_records, _BLOCK_RECORDS, max(2, _BLOCK_FLOATS // (3 * n_atoms)))
+        self.block = self.frames if task.frame_every == 1 and not self.cvs else np.empty((size, n_atoms, 3))
         self.done = self.evaluated = 0
         self.box: Array | None = task.state.box if driver.periodic else None
 
@@ -247,7 +218,7 @@ class _Recorder:
                 stopped = self.stops is not None and self.stops(self._newest())
                 if self.done - self.evaluated == len(self.block):
                     self._evaluate()
-        last = self.driver.state() if failure is None else self._last_good()
+        last = self._last() if failure is None else self._last_good()
         self._evaluate()
         return self._result(last, "failed" if failure is not None else "stopped" if stopped else "complete", failure)
 
@@ -273,22 +244,25 @@ class _Recorder:
         """Advance by one record; return what went wrong, or None."""
         task, driver = self.task, self.driver
         keep = task.frame_every > 0 and (self.done + 1) % task.frame_every == 0
+        energy = self.potential is not None  # costs as much as a step
         try:
             driver.step(task.record_steps)
             snapshot = driver.context.getState(
-                positions=True, energy=True, velocities=keep and task.velocities, groups=driver.unbiased_groups
+                positions=True, energy=energy, velocities=keep and task.velocities, groups=driver.unbiased_groups
             )
         except openmm.OpenMMException as error:
             return str(error)
-        energy, positions = snapshot.getPotentialEnergy()._value, _positions(snapshot)
-        if not math.isfinite(energy):
-            return f"the potential energy is {energy}"
-        if not np.abs(positions).max() < _FAR:  # also when it is NaN
+        positions = vectors(snapshot, openmm.State.Positions, self.block[self.done % len(self.block)])
+        flat = positions.ravel()
+        # one sum of squares says at once that all is well; the largest coordinate is looked for when it does not
+        if not flat @ flat < _FAR**2 and not np.abs(flat).max() < _FAR:  # also when one is NaN
             return f"a particle is not within {_FAR:g} nm of the origin"
-        self.block[self.done % len(self.block)] = positions
-        self.potential[self.done] = energy
+        if self.potential is not None:
+            self.potential[self.done] = potential = snapshot.getPotentialEnergy()._value
+            if not math.isfinite(potential):
+                return f"the potential energy is {potential}"
         if self.boxes is not None:
-            self.box = _box(snapshot)
+            self.box = box_of(snapshot)
         if keep:
             self._keep(snapshot, positions)
         self.done += 1
@@ -296,9 +270,10 @@ class _Recorder:
 
     def _keep(self, snapshot: openmm.State, positions: Array) -> None:
         frame = self.done // self.task.frame_every
-        self.frames[frame] = positions
+        if self.block is not self.frames:
+            self.frames[frame] = positions
         if self.velocities is not None:
-            self.velocities[frame] = _velocities(snapshot)
+            vectors(snapshot, openmm.State.Velocities, self.velocities[frame])
         if self.boxes is not None and self.box is not None:
             self.boxes[frame] = self.box
 
@@ -306,9 +281,16 @@ class _Recorder:
         """Evaluate the CVs on the records of the block that were not evaluated yet."""
         n = self.done - self.evaluated
         if n:
-            for column, cv in enumerate(self.task.record):
+            for column, cv in enumerate(self.cvs):
                 self.values[self.evaluated : self.done, column] = cv.evaluate(self.block[:n])
         self.evaluated = self.done
+
+    def _last(self) -> State:
+        """Return where the walker stands: its last frame, where that was kept with velocities and nothing came after it."""
+        every = self.task.frame_every
+        if self.velocities is None or every == 0 or self.done % every or not self.done:
+            return self.driver.state()
+        return State.owning(self._newest().copy(), self.velocities[self.done // every - 1].copy(), self.box)
 
     def _last_good(self) -> State:
         return State(self._newest(), None, self.box) if self.done else self.task.state
@@ -325,104 +307,32 @@ class _Recorder:
             None if self.velocities is None else cut(self.velocities, n_frames),
             None if self.boxes is None else cut(self.boxes, n_frames),
             cut(self.values, n),
-            cut(self.potential, n),
+            None if self.potential is None else cut(self.potential, n),
+            n,
             last,
             ended,
             failure,
         )
 
 
-class Iterations(openmm.MinimizationReporter):  # type: ignore[misc]
-    """Counts the iterations of the minimizer."""
-
-    n = 0
-
-    def report(self, iteration: int, x: Any, grad: Any, args: Any) -> bool:
-        """Count one more, and let the minimizer go on."""
-        self.n += 1
-        return False
+def positions_of(snapshot: openmm.State) -> Array:
+    """Return positions (n_atoms, 3) in nm."""
+    return vectors(snapshot, openmm.State.Positions)
 
 
-def run_minimize(task: MinimizeTask, reporter: openmm.MinimizationReporter | None = None) -> State | str:
-    """Return the minimized state without velocities, or what went wrong."""
-    with turn(task.description):
-        driver = simulation(task.description, task.bias)
-        driver.set_parameters(task.parameters)
-        try:
-            driver.place(task.state)
-            energy = driver.context.getState(energy=True).getPotentialEnergy().value_in_unit(_ENERGY)
-            if not math.isfinite(energy):  # constraints and minimizer would search for ever
-                return f"the potential energy is {energy} to begin with"
-            driver.context.applyConstraints(driver.integrator.getConstraintTolerance())
-            openmm.LocalEnergyMinimizer.minimize(driver.context, task.tolerance, task.max_iterations, reporter)
-            driver.context.applyConstraints(driver.integrator.getConstraintTolerance())
-            positions = _positions(driver.context.getState(positions=True))
-        except openmm.OpenMMException as error:
-            return str(error)
-        if not np.isfinite(positions).all():
-            return "a particle coordinate is not finite"
-        return State(positions, None, task.state.box)
+def velocities_of(snapshot: openmm.State) -> Array:
+    """Return velocities (n_atoms, 3) in nm/ps."""
+    return vectors(snapshot, openmm.State.Velocities)
 
 
-def run_constraints(task: MinimizeTask) -> State:
-    """Return the state with constraints applied to positions and, if there are any, velocities."""
-    with turn(task.description):
-        driver = simulation(task.description, None)
-        driver.place(task.state)
-        tolerance = driver.integrator.getConstraintTolerance()
-        driver.context.applyConstraints(tolerance)
-        if task.state.velocities is not None:
-            driver.context.setVelocities(task.state.velocities)
-            driver.context.applyVelocityConstraints(tolerance)
-        out = driver.state()
-        return State(out.positions, None if task.state.velocities is None else out.velocities, task.state.box)
-
-
-def run_kicks(task: KickTask) -> list[State]:
-    """Return the states with velocities P (v + fraction dt f / m); particles without mass stay as they are."""
-    out = []
-    with turn(task.description):
-        driver = simulation(task.description, None)
-        tolerance = driver.integrator.getConstraintTolerance()
-        factor = task.fraction * task.description.time_step * driver.inverse_masses
-        for state in task.states:
-            driver.place(state)
-            forces = _read(driver.context.getState(forces=True), openmm.State.Forces)
-            driver.context.setVelocities(np.asarray(state.velocities) + factor * forces)
-            driver.context.applyVelocityConstraints(tolerance)
-            out.append(State(state.positions, _velocities(driver.context.getState(velocities=True)), state.box))
-    return out
-
-
-def run_energies(task: EnergyTask) -> Array:
-    """Return potential energies (n,) in kJ/mol; a configuration that OpenMM cannot evaluate gets NaN."""
-    out = np.full(len(task.positions), np.nan)
-    with turn(task.description):
-        driver = simulation(task.description, None)
-        for i, positions in enumerate(task.positions):
-            try:
-                driver.place(State(positions, None, None if task.boxes is None else task.boxes[i]))
-                out[i] = driver.context.getState(energy=True).getPotentialEnergy().value_in_unit(_ENERGY)
-            except openmm.OpenMMException as error:
-                if "nan" not in str(error).lower():
-                    raise
-    return out
-
-
-def _positions(snapshot: openmm.State) -> Array:
-    return _read(snapshot, openmm.State.Positions)
-
-
-def _velocities(snapshot: openmm.State) -> Array:
-    return _read(snapshot, openmm.State.Velocities)
-
-
-def _read(snapshot: openmm.State, what: int) -> Array:
+def vectors(snapshot: openmm.State, what: int, out: Array | None = None) -> Array:
     """Read vectors in OpenMM's units (nm, nm/ps) without making a Quantity, which costs ten times as much as the copy."""
-    out = np.empty((snapshot._getNumParticles(), 3))
+    if out is None:
+        out = np.empty((snapshot._getNumParticles(), 3))
     snapshot._getVectorAsNumpy(what, out)
     return out
 
 
-def _box(snapshot: openmm.State) -> npt.NDArray[np.float64]:
+def box_of(snapshot: openmm.State) -> npt.NDArray[np.float64]:
+    """Return box vectors (3, 3) in nm."""
     return np.asarray(snapshot.getPeriodicBoxVectors(asNumpy=True).value_in_unit(_LENGTH))

@@ -52,7 +52,7 @@ class Engine(Protocol):
         duration: Any,
         stride: Any = None,
         bias: Bias | Sequence[Bias | None] | None = None,
-        record: Sequence[CollectiveVariable] = (),
+        record: Sequence[CollectiveVariable] | None = (),
         record_stride: Any = None,
         stop: Region | None = None,
         velocities: bool = False,
@@ -68,7 +68,8 @@ class Engine(Protocol):
         stride : time between kept frames; None keeps no frames (shape (0, n_atoms, 3)).
         bias : one for all, or one per walker (None: no bias).  Its CVs are looked up by name in ``record``, which
             therefore lists every CV that is biased, plus any other to record.
-        record : CVs to record, with the unbiased potential energy, every ``record_stride``.
+        record : CVs to record, with the unbiased potential energy, every ``record_stride``; None records nothing, not even
+            the energy, which costs OpenMM as much as a step.
         record_stride : time between records; default ``stride``.  Must divide ``stride``.
         stop : end a walker at the first record inside this region (its CVs need not be in ``record``).
         velocities : keep velocities with the frames.
@@ -78,12 +79,12 @@ class Engine(Protocol):
 
         Returns
         -------
-        One trajectory per walker, in order; ``series`` is set whenever anything was recorded (always with energy),
-        ``last`` always.
+        One trajectory per walker, in order; ``series`` is set (always with energy) unless ``record`` is None, ``last``
+        always.
 
         Raises
         ------
-        SimulationError : a walker's positions or energy stopped being finite; names walker and frame, and carries the
+        SimulationError : a walker's positions, or an energy that is recorded, stopped being finite; names walker and frame, and carries the
             trajectories sampled until then as ``partial``.
         DataError : shapes, strides or numbers of biases and seeds do not fit.
         """

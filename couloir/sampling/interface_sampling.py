@@ -207,7 +207,7 @@ class TransitionInterfaceSampling:
         states = [pair.state(1 if forward else 0) for pair in pairs]
         more = propagated(
             self.engine, states if forward else turned(self.engine, states), duration=(max_frames - 2) * pairs[0].stride,
-            stride=pairs[0].stride, stop=self.ensembles[ensemble].stop, velocities=True, seed=seeds,
+            stride=pairs[0].stride, record=None, stop=self.ensembles[ensemble].stop, velocities=True, seed=seeds,
         )  # fmt: skip
         ended = [run.ended for run in more]
         parts = [[pair, bare(run)] for pair, run in zip(pairs, more, strict=True)]

@@ -18,6 +18,7 @@ from couloir.cv.base import CollectiveVariable
 from couloir.cv.bias import Bias
 from couloir.cv.region import Region
 from couloir.errors import ConfigError, DataError, SimulationError, nearest
+from couloir.sampling import _openmm_tasks as single
 from couloir.sampling import _openmm_worker as worker
 from couloir.sampling._openmm_bias import BiasPlan, plan_bias
 from couloir.sampling._pool import available_cores, run_tasks
@@ -80,6 +81,7 @@ class OpenMMEngine:
         self._platform = platform
         self._properties = dict(platform_properties or {})
         self._system = worker.Description.compress(molecule.system_xml)
+        self._descriptions: dict[tuple[str, int], worker.Description] = {}
 
     @property
     def kT(self) -> float:
@@ -144,7 +146,7 @@ class OpenMMEngine:
         duration: Any,
         stride: Any = None,
         bias: Bias | Sequence[Bias | None] | None = None,
-        record: Sequence[CollectiveVariable] = (),
+        record: Sequence[CollectiveVariable] | None = (),
         record_stride: Any = None,
         stop: Region | None = None,
         velocities: bool = False,
@@ -159,16 +161,16 @@ class OpenMMEngine:
         tasks = [
             worker.WalkerTask(
                 i, description, plan, parameters, state, seeds[i],
-                n_records, record_steps, frame_every, tuple(record), stop, velocities,
+                n_records, record_steps, frame_every, None if record is None else tuple(record), stop, velocities,
             )
-            for i, (state, (plan, parameters)) in enumerate(zip(batch, self._plans(bias, record, len(batch)), strict=True))
+            for i, (state, (plan, parameters)) in enumerate(zip(batch, self._plans(bias, record or (), len(batch)), strict=True))
         ]  # fmt: skip
         trajectories: dict[int, Trajectory] = {}
         failures: dict[int, str] = {}
         stride_ps = record_steps * self.time_step
 
         def receive(index: int, result: worker.WalkerResult) -> None:
-            trajectories[index] = self._trajectory(result, tuple(cv.name for cv in record), stride_ps, frame_every)
+            trajectories[index] = self._trajectory(result, tuple(cv.name for cv in record or ()), stride_ps, frame_every)
             if result.failure is not None:
                 failures[index] = self._describe_failure(result, stride_ps, frame_every)
             elif on_result is not None:
@@ -209,10 +211,10 @@ class OpenMMEngine:
         batch = self._checked(states)
         description = self._describe(self.platform, len(batch))
         tasks = [
-            worker.MinimizeTask(i, description, plan, parameters, state, max_iterations, tolerance)
+            single.MinimizeTask(i, description, plan, parameters, state, max_iterations, tolerance)
             for i, (state, (plan, parameters)) in enumerate(zip(batch, self._plans(bias, record, len(batch)), strict=True))
         ]
-        results = self._run(worker.run_minimize, tasks)
+        results = self._run(single.run_minimize, tasks)
         failed = [(i, text) for i, text in enumerate(results) if isinstance(text, str)]
         if failed:
             error = SimulationError(f"the minimization of state {failed[0][0]} failed: {failed[0][1]}", "check it for overlapping atoms")
@@ -245,44 +247,52 @@ class OpenMMEngine:
         parts = np.array_split(np.arange(len(batch)), max(1, min(self.workers, len(batch) // 500)))
         description = self._describe(self.platform, len(parts))
         tasks = [
-            worker.EnergyTask(i, description, batch[rows], None if boxes is None else np.asarray(boxes)[rows])
+            single.EnergyTask(i, description, batch[rows], None if boxes is None else np.asarray(boxes)[rows])
             for i, rows in enumerate(parts)
         ]
-        return np.concatenate(self._run(worker.run_energies, tasks))
+        return np.concatenate(self._run(single.run_energies, tasks))
 
     def apply_constraints(self, state: State) -> State:
         """Return the state moved onto the constraints (and its velocities, if any, along them)."""
         (checked,) = self._checked(state)
-        (out,) = self._run(worker.run_constraints, [worker.MinimizeTask(0, self._describe(self.platform), None, {}, checked, 0, 0.0)])
+        (out,) = self._run(single.run_constraints, [single.MinimizeTask(0, self._describe(self.platform), None, {}, checked, 0, 0.0)])
         return cast(State, out)
 
-    def kicked(self, states: Sequence[State], fraction: float) -> list[State]:
-        """Return the states with velocities P (v + fraction dt f / m), f being the forces and P the projection along constraints.
+    def kicked(self, positions: Array, velocities: Array, fraction: float, boxes: Array | None = None) -> Array:
+        """Return velocities P (v + fraction dt f / m), f being the forces and P the projection along constraints.
 
         The integrator keeps v from before the kick of its next step: a half kick gives the velocity at the time of the
         positions, a full one what the positions are moved by.
 
         Parameters
         ----------
-        states : with velocities.
+        positions, velocities : (n, n_atoms, 3) nm and nm/ps.
         fraction : of the kick of one step; may be negative.
+        boxes : (n, 3, 3) nm, or None for the System's own box.
 
         Raises
         ------
-        DataError : a state has no velocities, or another number of atoms.
+        DataError : the shapes do not fit.
         """
-        batch = self._checked(states)
-        for i, state in enumerate(batch):
-            if state.velocities is None:
-                raise DataError(f"state {i} has no velocities to kick", "draw them with couloir.sampling.velocities.fresh")
-        parts = np.array_split(np.arange(len(batch)), max(1, min(self.workers, len(batch) // 500)))
+        expected = (len(positions), *self.molecule.state.positions.shape)
+        if not np.shape(positions) == np.shape(velocities) == expected:
+            raise DataError(
+                f"positions {np.shape(positions)} and velocities {np.shape(velocities)} to kick do not have the shape {expected}"
+            )
+        parts = np.array_split(np.arange(len(positions)), max(1, min(self.workers, len(positions) // 500)))
         description = self._describe(self.platform, len(parts))
-        tasks = [worker.KickTask(i, description, tuple(batch[j] for j in rows), fraction) for i, rows in enumerate(parts)]
-        return [state for part in self._run(worker.run_kicks, tasks) for state in part]
+        tasks = [
+            single.KickTask(i, description, positions[rows], velocities[rows], None if boxes is None else boxes[rows], fraction)
+            for i, rows in enumerate(parts)
+        ]
+        return np.concatenate(self._run(single.run_kicks, tasks))
 
     def _describe(self, platform: str, n_walkers: int = 1) -> worker.Description:
-        base = worker.Description(self._system, self.temperature, self.friction, self.time_step, platform)
-        return base if not platform else replace(base, properties=self._context_properties(n_walkers))
+        if (platform, n_walkers) not in self._descriptions:
+            base = worker.Description(self._system, self.temperature, self.friction, self.time_step, platform)
+            whole = replace(base, properties=self._context_properties(n_walkers)) if platform else base
+            self._descriptions[platform, n_walkers] = whole
+        return self._descriptions[platform, n_walkers]
 
     def _context_properties(self, n_walkers: int) -> tuple[tuple[str, str], ...]:
         defaults = dict(platform_properties(self.platform, min(self.workers, n_walkers)))
@@ -321,18 +331,18 @@ class OpenMMEngine:
         return plans
 
     def _trajectory(self, result: worker.WalkerResult, names: tuple[str, ...], stride: float, frame_every: int) -> Trajectory:
-        return Trajectory(
+        return Trajectory.owning(
             result.positions,
             stride * max(1, frame_every),
             result.velocities,
             result.boxes,
             self.topology,
-            Series(names, result.values, result.potential, stride),
+            None if result.potential is None else Series(names, result.values, result.potential, stride),
             result.last,
             result.ended,
         )
 
     def _describe_failure(self, result: worker.WalkerResult, stride: float, frame_every: int) -> str:
-        record = len(result.potential) + 1
+        record = result.n_records + 1
         frame = f" (frame {(record - 1) // frame_every + 1})" if frame_every else ""
         return f"walker {result.index} broke down before record {record}{frame}, t = {record * stride:g} ps: {result.failure}"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.errors import DataError
+from couloir.sampling import _openmm_tasks as single
 from couloir.sampling import _openmm_worker as worker
 from couloir.sampling.engine import steps
 from couloir.sampling.gates import GEOMETRY_GATES, GeometryGates
@@ -212,7 +213,7 @@ class _Task:
     """One frame: where its given atoms are held, what relaxes it there, and where it gets its velocities."""
 
     target: Array
-    minimize: worker.MinimizeTask
+    minimize: single.MinimizeTask
     walk: worker.WalkerTask
     home: worker.Description
     seed: int
@@ -242,7 +243,7 @@ def _relaxed(
     for i in rows:
         start, key = State(complete[i], None, box), integer_seed(seed, "rebuild", i)
         walk = worker.WalkerTask(i, there, None, {}, start, key, 1, n_steps, 0, (), None, False)
-        minimize = worker.MinimizeTask(i, there, None, {}, start, 0, 10.0)
+        minimize = single.MinimizeTask(i, there, None, {}, start, 0, 10.0)
         tasks.append(_Task(complete[i][kept], minimize, walk, home, integer_seed(key, "velocities")))
     return dict(zip(rows, held._run(_relax, tasks), strict=True))
 
@@ -287,16 +288,16 @@ def _relax(task: _Task) -> _Done:
         return _Done(own.state(), iterations, n_steps)
 
 
-def _minimize(task: worker.MinimizeTask) -> tuple[State | str, int]:
-    """Return what :func:`~couloir.sampling._openmm_worker.run_minimize` returns, and how many iterations that took."""
-    iterations = worker.Iterations()
-    return worker.run_minimize(task, iterations), iterations.n
+def _minimize(task: single.MinimizeTask) -> tuple[State | str, int]:
+    """Return what :func:`~couloir.sampling._openmm_single.run_minimize` returns, and how many iterations that took."""
+    iterations = single.Iterations()
+    return single.run_minimize(task, iterations), iterations.n
 
 
 def _ceiling(engine: OpenMMEngine, reference: State, max_energy: float) -> tuple[float, int]:
     """Return the highest potential energy, kJ/mol, of a thermal structure that may also stand on a barrier, and iterations spent."""
     start = State(reference.positions, None, reference.box)
-    task = worker.MinimizeTask(0, engine._describe(engine.platform), None, {}, start, 0, 10.0)
+    task = single.MinimizeTask(0, engine._describe(engine.platform), None, {}, start, 0, 10.0)
     [(lowest, iterations)] = engine._run(_minimize, [task])
     if not isinstance(lowest, State):
         raise DataError(f"the reference cannot be minimized: {lowest}", "give a physical structure as reference")

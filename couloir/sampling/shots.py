@@ -139,8 +139,9 @@ def two_way_shots(
     backward = turned(engine, forward)
     seeds = [integer_seed(seed, "half", half, i) for half in range(2) for i in range(len(homes))]
     halves = propagated(
-        engine, [*backward, *forward], duration=max_duration, stride=stride, stop=region_a | region_b, velocities=True, seed=seeds
-    )
+        engine, [*backward, *forward], duration=max_duration, stride=stride, record=None,
+        stop=region_a | region_b, velocities=True, seed=seeds,
+    )  # fmt: skip
     behind, ahead = halves[: len(homes)], halves[len(homes) :]
     ends = [_end(half, region_a, region_b) for half in halves]
     pasts = turned_paths(engine, behind)

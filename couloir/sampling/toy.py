@@ -157,7 +157,7 @@ class ToyEngine:
         duration: Any,
         stride: Any = None,
         bias: Bias | Sequence[Bias | None] | None = None,
-        record: Sequence[CollectiveVariable] = (),
+        record: Sequence[CollectiveVariable] | None = (),
         record_stride: Any = None,
         stop: Region | None = None,
         velocities: bool = False,
@@ -171,7 +171,7 @@ class ToyEngine:
         on them, run inside the compiled loop; any other CV, bias or region takes the same steps with the same random
         numbers in NumPy, about a thousand times slower.  Overdamped trajectories and their ``last`` have no velocities.
         """
-        start = as_states(states)
+        start, silent, record = as_states(states), record is None, record or ()
         biases, seeds = per_walker_biases(bias, len(start)), per_walker_seeds(seed, len(start))
         n_records, n_steps, per_frame = schedule(duration, stride, record_stride, self.time_step)
         x, v, rng = self._start(start, seeds)
@@ -190,7 +190,7 @@ class ToyEngine:
             at, size = at + n, size * 2
             ready = [int(w) for w in active if task.finished[w] or at == n_records]
             for walker in ready:
-                out[walker] = self._collect(task, walker, blocks[walker])
+                out[walker] = self._collect(task, walker, blocks[walker], silent)
                 if on_result is not None and task.finished[walker] != 2:
                     on_result(walker, out[walker])
             active = active[task.finished[active] == 0] if at < n_records else active[:0]
@@ -252,7 +252,7 @@ class ToyEngine:
                 v[w] *= np.sqrt(self.kT / self.mass)
         return x, v, rng
 
-    def _collect(self, task: Task, walker: int, blocks: list[Block]) -> Trajectory:
+    def _collect(self, task: Task, walker: int, blocks: list[Block], silent: bool) -> Trajectory:
         step = self.time_step * task.n_steps
         names = tuple(cv.name for cv in task.record)
         values = np.concatenate([b.values for b in blocks])[:, : len(names)]
@@ -262,7 +262,7 @@ class ToyEngine:
             positions=np.concatenate([b.positions for b in blocks])[:, None, :],
             stride=step * (task.per_frame or task.n_records),
             velocities=np.concatenate([b.velocities for b in blocks])[:, None, :] if keep else None,
-            series=series,
+            series=None if silent else series,
             last=State(task.x[walker][None], task.v[walker][None] if self.underdamped else None),
             ended=_ENDED[task.finished[walker]],
         )

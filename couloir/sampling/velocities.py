@@ -12,7 +12,6 @@ P (v + a dt f / m)).  BAOAB keeps v at the time of the positions, so R is -v, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def fresh(engine: Engine, states: Sequence[State], seed: int | Sequence[int]) ->
         for state, one in zip(bare, per_walker_seeds(seed, len(bare)), strict=True)
     ]
     constrain = getattr(engine, "apply_constraints", None)
-    return _kicked(engine, drawn if constrain is None else [constrain(state) for state in drawn], -0.5)
+    return _kicked(engine, drawn if constrain is None else [constrain(state) for state in drawn], -0.5, 1.0)
 
 
 def turned(engine: Engine, states: Sequence[State]) -> list[State]:
@@ -63,44 +62,44 @@ def turned(engine: Engine, states: Sequence[State]) -> list[State]:
     bare = [i for i, state in enumerate(states) if state.velocities is None]
     if bare:
         raise DataError(f"state {bare[0]} has no velocities, so it cannot be turned round", "draw them with fresh(engine, states, seed)")
-    return [replace(state, velocities=-_of(state)) for state in _kicked(engine, list(states), 1.0)]
+    return _kicked(engine, list(states), 1.0, -1.0)
 
 
 def turned_paths(engine: Engine, paths: Sequence[Trajectory]) -> list[Trajectory]:
     """Return paths as they run backward in time: frames in reverse order, each turned; without series."""
-    if getattr(engine, "kicked", None) is None:  # R is -v: whole paths at once
-        return [_reversed(path) for path in paths]
-    lengths = [len(path) for path in paths]
-    moving = [path.velocities is not None for path in paths]
-    states = turned(engine, [path.state(i) for path, ok in zip(paths, moving, strict=True) if ok for i in range(len(path))])
-    out, at = [], 0
-    for path, n, ok in zip(paths, lengths, moving, strict=True):
-        velocities = None
-        if ok:
-            velocities = np.array([_of(s) for s in states[at : at + n]]).reshape(path.positions.shape)[::-1]
-            at += n
-        boxes = None if path.boxes is None else path.boxes[::-1]
-        out.append(Trajectory(path.positions[::-1], path.stride, velocities, boxes, path.topology))
+    out = []
+    for path, velocities in zip(paths, _turned_velocities(engine, paths), strict=True):
+        boxes = None if path.boxes is None else path.boxes[::-1].copy()
+        backward = None if velocities is None else velocities[::-1].copy()
+        out.append(Trajectory.owning(path.positions[::-1].copy(), path.stride, backward, boxes, path.topology))
     return out
 
 
-def _reversed(path: Trajectory) -> Trajectory:
-    velocities = None if path.velocities is None else -path.velocities[::-1]
-    boxes = None if path.boxes is None else path.boxes[::-1]
-    return Trajectory(path.positions[::-1], path.stride, velocities, boxes, path.topology)
+def _turned_velocities(engine: Any, paths: Sequence[Trajectory]) -> list[Array | None]:
+    """Return the velocities of R(x, v) at every frame of the paths, None where they have none."""
+    out: list[Array | None] = [None if path.velocities is None else path.velocities for path in paths]
+    moving = [path for path in paths if path.velocities is not None and len(path)]
+    if not moving or getattr(engine, "kicked", None) is None:  # R is -v
+        return [None if v is None else -v for v in out]
+    boxes = None if moving[0].boxes is None else np.concatenate([path.boxes for path in moving if path.boxes is not None])
+    velocities = np.concatenate([path.velocities for path in moving if path.velocities is not None])
+    kicked = -engine.kicked(np.concatenate([path.positions for path in moving]), velocities, 1.0, boxes)
+    parts = iter(np.split(kicked, np.cumsum([len(path) for path in moving])[:-1]))
+    return [v if v is None or not len(v) else next(parts) for v in out]
 
 
-def _kicked(engine: Any, states: list[State], fraction: float) -> list[State]:
-    kicked = getattr(engine, "kicked", None)
-    return states if kicked is None or not states else list(kicked(states, fraction))
+def _kicked(engine: Any, states: list[State], fraction: float, sign: float) -> list[State]:
+    """Return the states with their velocities kicked where the engine does that, and times ``sign``."""
+    if not states:
+        return []
+    velocities = np.array([state.velocities for state in states])
+    if getattr(engine, "kicked", None) is not None:
+        boxes = None if all(state.box is None for state in states) else np.array([state.box for state in states], dtype=np.float64)
+        velocities = engine.kicked(np.array([state.positions for state in states]), velocities, fraction, boxes)
+    return [State.owning(state.positions, sign * v, state.box) for state, v in zip(states, velocities, strict=True)]
 
 
 def _bare(engine: Any, state: State) -> State:
     """Return the state without velocities, and with the molecule's box where it has none, as the engine would have it."""
     usual = getattr(getattr(engine, "molecule", None), "state", None)
     return State(state.positions, None, state.box if state.box is not None or usual is None else usual.box)
-
-
-def _of(state: State) -> Array:
-    assert state.velocities is not None
-    return state.velocities

@@ -190,7 +190,7 @@ def test_every_iteration_of_the_minimizer_is_counted(alanine: OpenMMEngine, md: 
     """A force that counts its calls sees as many as the iterations say, and the line searches."""
     import openmm
 
-    from couloir.sampling._openmm_worker import Iterations
+    from couloir.sampling._openmm_tasks import Iterations
 
     system, calls = alanine.molecule.system(), 0
 

@@ -58,7 +58,8 @@ def test_fresh_velocities_of_a_molecule_are_in_equilibrium_at_the_time_of_the_po
     engine, state = peptide()
     n = 300
     drawn = fresh(engine, [state] * n, 3)
-    centred = np.array([s.velocities for s in engine.kicked(drawn, 0.5)])
+    stored = np.array([s.velocities for s in drawn])
+    centred = engine.kicked(np.array([s.positions for s in drawn]), stored, 0.5)
     masses = engine.masses[:, None]
     energy = (0.5 * masses * centred**2).sum((1, 2))
     freedom = 3 * len(masses) - engine.molecule.system_xml.count("<Constraint ")
@@ -66,7 +67,6 @@ def test_fresh_velocities_of_a_molecule_are_in_equilibrium_at_the_time_of_the_po
     free = [i for i, atom in enumerate(engine.topology.atoms) if atom.element.symbol == "O"]  # no constraint touches these
     variance = (masses * centred**2)[:, free].mean()
     assert abs(variance - engine.kT) < 4 * engine.kT * np.sqrt(2 / (3 * n * len(free)))
-    stored = np.array([s.velocities for s in drawn])
     assert np.abs((stored - centred).mean(0)).max() > 0.01  # half a kick apart
 
 
@@ -101,5 +101,8 @@ def test_a_path_turned_round_has_its_frames_in_reverse_order_each_turned():
 def test_a_state_without_velocities_cannot_be_turned():
     with pytest.raises(DataError, match="state 0 has no velocities"):
         turned(toy(1.0), [State(np.zeros((1, 2)))])
-    with pytest.raises(DataError, match="state 0 has no velocities"):
-        peptide()[0].kicked([State(peptide()[1].positions)], 0.5)
+
+
+def test_velocities_to_kick_must_fit_the_molecule():
+    with pytest.raises(DataError, match="to kick do not have the shape"):
+        peptide()[0].kicked(peptide()[1].positions[None], np.zeros((1, 3, 3)), 0.5)

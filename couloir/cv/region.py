@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +53,14 @@ class Region(ABC):
 
         Values that agree to rounding decide alike unless they are next to a limit; there :meth:`contains` decides.
         """
+        if "_decider" not in self.__dict__:
+            self.__dict__["_decider"] = self._decider_made()
+        return cast(Callable[[Array], bool], self.__dict__["_decider"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_decider"}  # functions do not travel
+
+    def _decider_made(self) -> Callable[[Array], bool]:
         functions = {cv.name: cv.of_frame() for cv in self.cvs}
 
         def exactly(frame: Array) -> bool:
@@ -57,10 +69,32 @@ class Region(ABC):
         fast = [(name, function) for name, function in functions.items() if function is not None]
         if len(fast) < len(functions):
             return exactly
+        if len(fast) == 1:
+            return self._on_a_line(*fast[0], exactly)
 
         def decide(frame: Array) -> bool:
             decision = self.decides({name: function(frame) for name, function in fast})
             return exactly(frame) if decision is None else decision
+
+        return decide
+
+    def _on_a_line(self, name: str, function: Callable[[Array], float], exactly: Callable[[Array], bool]) -> Callable[[Array], bool]:
+        """Return what decides on one CV: between two limits all values are inside, or none."""
+        period = self.cvs[0].period
+        finite = sorted({*self.limits[name], *(() if period is None else (-period / 2, period / 2))})
+        between = [(low + high) / 2 for low, high in pairwise([finite[0] - 2, *finite, finite[-1] + 2])] if finite else [0.0]
+        inside = [self.decides({name: x}) for x in between]
+        edges = [-math.inf, *finite, math.inf]
+
+        def decide(frame: Array) -> bool:
+            x = function(frame)
+            after = bisect_left(edges, x)
+            margin = _MARGIN * (1.0 + abs(x))
+            if edges[after] - x > margin and x - edges[after - 1] > margin:  # neither is true of NaN
+                decision = inside[after - 1]
+                if decision is not None:
+                    return decision
+            return exactly(frame)
 
         return decide
 

@@ -43,12 +43,15 @@ class CrossingEnsemble:
         """A path from A to A is one backwards, too."""
         return False
 
-    def accepts(self, path: Trajectory) -> bool:
-        """Return whether ``path`` leaves A, crosses the interface and touches A and B at its ends only."""
-        if len(path) < 3 or not self.region_a.contains(path.positions[:1])[0]:
+    def accepts(self, path: Trajectory, *, ends_only: bool = False) -> bool:
+        """Return whether ``path`` leaves A, crosses the interface and touches A and B at its ends only (the last may be known)."""
+        if len(path) < 3 or not self.region_a.decider()(path.positions[0]):
             return False
-        inside = self.stop.contains(path.positions)
-        return bool(inside[-1] and not inside[1:-1].any() and self.along.evaluate(path.positions).max() > self.interface)
+        if not ends_only:
+            inside = self.stop.contains(path.positions)
+            if not inside[-1] or inside[1:-1].any():
+                return False
+        return bool(self.along.evaluate(path.positions).max() > self.interface)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +72,10 @@ class ExcursionEnsemble:
         """Every path is one backwards, too."""
         return False
 
-    def accepts(self, path: Trajectory) -> bool:
-        """Return whether only the ends of ``path`` are outside A."""
+    def accepts(self, path: Trajectory, *, ends_only: bool = False) -> bool:
+        """Return whether only the ends of ``path`` are outside A (``ends_only``: which is known already)."""
+        if ends_only:
+            return len(path) > 2
         inside = self.region_a.contains(path.positions)
         return bool(len(path) > 2 and not inside[0] and not inside[-1] and inside[1:-1].all())
 

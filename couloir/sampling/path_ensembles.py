@@ -7,6 +7,7 @@ dynamics as it is seen every stride.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -29,8 +30,14 @@ class PathSet(Protocol):
     def stop(self) -> Region: ...
     @property
     def directed(self) -> bool: ...
-    def accepts(self, path: Trajectory) -> bool:
-        """Return whether a path belongs to the ensemble."""
+    def accepts(self, path: Trajectory, *, ends_only: bool = False) -> bool:
+        """Return whether a path belongs to the ensemble.
+
+        Parameters
+        ----------
+        ends_only : whether dynamics is already known to stop at no frame between the ends and at the ends, so that only
+            what else makes the ensemble has to be looked at.
+        """
         ...
 
 
@@ -41,7 +48,7 @@ class TransitionEnsemble:
     region_a: Region
     region_b: Region
 
-    @property
+    @cached_property
     def stop(self) -> Region:
         """Where dynamics ends, A or B."""
         return self.region_a | self.region_b
@@ -51,10 +58,13 @@ class TransitionEnsemble:
         """A path from A to B never runs from A to B backwards."""
         return True
 
-    def accepts(self, path: Trajectory) -> bool:
-        """Return whether ``path`` runs from A to B and touches them at its ends only."""
+    def accepts(self, path: Trajectory, *, ends_only: bool = False) -> bool:
+        """Return whether ``path`` runs from A to B and touches them at its ends only (``ends_only``: which is known already)."""
         if len(path) < 3:
             return False
+        if ends_only:
+            (first, last), a, b = path.positions[[0, -1]], self.region_a.decider(), self.region_b.decider()
+            return a(first) and b(last) and not b(first) and not a(last)
         values = {cv.name: cv.evaluate(path.positions) for cv in self.stop.cvs}  # each once, though both states may use it
         in_a, in_b = self.region_a.contains_values(values), self.region_b.contains_values(values)
         ends = in_a[0] and not in_b[0] and in_b[-1] and not in_a[-1]

@@ -15,7 +15,7 @@ is that of w(x_a) / sum w; the other moves have a = s.  The dynamics' own probab
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -236,7 +236,7 @@ class ShootingMove:
 
     def _started(self, engine: Engine, shots: Sequence[_Shot], seeds: Sequence[int]) -> list[_Shot]:
         """Return the shots with the states that their dynamics starts from."""
-        points = [shot.path.state(shot.frame) for shot in shots]
+        points = [_at(shot.path, shot.frame) for shot in shots]
         if self.ways == 2:
             points = fresh(engine, points, [integer_seed(seed, "velocities") for seed in seeds])
         back = iter(turned(engine, [p for p, shot in zip(points, shots, strict=True) if shot.direction != "forward"]))
@@ -262,6 +262,7 @@ class ShootingMove:
                     [state for i in going for state in shots[i].starts],
                     duration=max(shots[i].budget for i in going) * stride,
                     stride=stride,
+                    record=None,
                     stop=stop,
                     velocities=True,
                     seed=[integer_seed(seeds[i], "half", h) for i in going for h in range(len(shots[i].starts))],
@@ -285,7 +286,9 @@ class ShootingMove:
         pasts = turned_paths(engine, [p for i in moving if (p := verdicts[i].past) is not None])
         paths = [verdict.path if ok else None for verdict, ok in zip(verdicts, accepted, strict=True)]
         for i, past in zip(moving, pasts, strict=True):
-            paths[i] = Trajectory.join([past, *_some(verdicts[i].rest)])
+            rest = verdicts[i].rest
+            assert rest is not None
+            paths[i] = _joined(past, rest)
         return [
             Trial(
                 path, ok, v.reason, v.log_ratio, shot.frame, v.frame, shot.direction, shot.kept if ok else None,
@@ -306,8 +309,8 @@ class ShootingMove:
             return out_of_time
         for past, rest in _orders(shot, halves, ensemble.directed):
             frame = shot.frame if past is None else len(past)
-            path = rest if past is None else Trajectory.join([_backward_positions(past), rest])
-            if not ensemble.accepts(path):
+            path = rest if past is None else _joined(_backward_positions(past), rest)
+            if not ensemble.accepts(path, ends_only=True):  # the old path is of the ensemble, and dynamics stopped by itself
                 continue
             old, new = self.selector.weights(shot.path.positions), self.selector.weights(path.positions)
             log_ratio = log_probability(new, frame - shot.offset) - log_probability(old, shot.anchor)
@@ -315,40 +318,55 @@ class ShootingMove:
         return _Verdict("ensemble")
 
 
-def _orders(shot: _Shot, halves: tuple[Trajectory, ...], directed: bool) -> list[tuple[Trajectory | None, Trajectory]]:
-    """Return which new half may be the past (as it was run; None: there is none), and the path that follows it.
+def _orders(shot: _Shot, halves: tuple[Trajectory, ...], directed: bool) -> Iterator[tuple[Trajectory | None, Trajectory]]:
+    """Yield which new half may be the past (as it was run; None: there is none), and the path that follows it.
 
     Velocities v and R v are drawn equally often, so either half of a two-way shot may be the past; in an ensemble that
     has no path together with its reverse, taking the one that fits doubles the chance of every path alike.
     """
     old, s = shot.path, shot.frame
     if shot.direction == "forward":
-        return [(None, Trajectory.join([_piece(old, 0, s + 1), halves[0]]))]
-    if shot.direction == "backward":
-        return [(halves[0], _piece(old, s, len(old)))]
-    back, forth = (_one_frame(state, old) for state in shot.starts)
-    orders = [(halves[0], Trajectory.join([forth, halves[1]])), (halves[1], Trajectory.join([back, halves[0]]))]
-    return list(orders if directed else orders[:1])
+        yield None, _joined(_piece(old, 0, s + 1), halves[0])
+    elif shot.direction == "backward":
+        yield halves[0], _piece(old, s, len(old))
+    else:
+        back, forth = (_one_frame(state, old) for state in shot.starts)
+        yield halves[0], _joined(forth, halves[1])
+        if directed:
+            yield halves[1], _joined(back, halves[0])
+
+
+# What follows makes frames of paths out of frames of paths, so nothing is checked and only what lasts is copied.
+
+
+def _at(path: Trajectory, frame: int) -> State:
+    velocities = None if path.velocities is None else path.velocities[frame]
+    return State.owning(path.positions[frame], velocities, None if path.boxes is None else path.boxes[frame])
 
 
 def _piece(path: Trajectory, first: int, end: int) -> Trajectory:
     velocities = None if path.velocities is None else path.velocities[first:end]
     boxes = None if path.boxes is None else path.boxes[first:end]
-    return Trajectory(path.positions[first:end], path.stride, velocities, boxes, path.topology)
+    return Trajectory.owning(path.positions[first:end], path.stride, velocities, boxes, path.topology)
 
 
 def _one_frame(state: State, path: Trajectory) -> Trajectory:
     velocities = None if state.velocities is None else state.velocities[None]
-    return Trajectory(state.positions[None], path.stride, velocities, None if state.box is None else state.box[None], path.topology)
+    box = None if state.box is None else state.box[None]
+    return Trajectory.owning(state.positions[None], path.stride, velocities, box, path.topology)
 
 
 def _backward_positions(path: Trajectory) -> Trajectory:
     boxes = None if path.boxes is None else path.boxes[::-1]
-    return Trajectory(path.positions[::-1], path.stride, None, boxes, path.topology)
+    return Trajectory.owning(path.positions[::-1], path.stride, None, boxes, path.topology)
 
 
-def _some(path: Trajectory | None) -> list[Trajectory]:
-    return [] if path is None else [path]
+def _joined(first: Trajectory, second: Trajectory) -> Trajectory:
+    """Return one path, of what both have."""
+    pairs = (first.positions, second.positions), (first.velocities, second.velocities), (first.boxes, second.boxes)
+    positions, velocities, boxes = (None if a is None or b is None else np.concatenate((a, b)) for a, b in pairs)
+    assert positions is not None
+    return Trajectory.owning(positions, first.stride, velocities, boxes, first.topology)
 
 
 def _at_least_one(name: str, frames: int) -> None:

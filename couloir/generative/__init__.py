@@ -10,6 +10,7 @@ _HOMES = {
     "FittedTrajectoryDiffusion": "trajectory_diffusion",
     "Guided": "denoiser",
     "HeavyAtoms": "heavy_atoms",
+    "HeavyInternal": "heavy_internal",
     "InternalCoordinates": "internal",
     "NoiseSchedule": "schedule",
     "ProposedStructures": "conditional_sgm",

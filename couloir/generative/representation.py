@@ -113,10 +113,12 @@ def representation_from(data: Mapping[str, Any], arrays: Mapping[str, Array]) ->
     ModelError : the kind of representation is unknown, or something is missing.
     """
     from couloir.generative.heavy_atoms import HeavyAtoms
+    from couloir.generative.heavy_internal import HeavyInternal
     from couloir.generative.internal import InternalCoordinates
 
     kinds: dict[str, type[Representation]] = {
-        "vector": Vector, "cartesian": Cartesian, "heavy_atoms": HeavyAtoms, "internal": InternalCoordinates,
+        "vector": Vector, "cartesian": Cartesian, "heavy_atoms": HeavyAtoms,
+        "internal": InternalCoordinates, "heavy_internal": HeavyInternal,
     }  # fmt: skip
     kind = str(data.get("kind"))
     if kind not in kinds:

@@ -44,7 +44,7 @@ def tables_of_run_files() -> dict[str, set[str]]:
     for name, field in RunConfig.model_fields.items():
         models = [t for t in (field.annotation, *get_args(field.annotation)) if hasattr(t, "model_fields")]
         if models:
-            found[name] = set(models[0].model_fields)
+            found[name] = {known.alias or key for key, known in models[0].model_fields.items()}
         elif name != "cv":
             found[""].add(name)
     return found

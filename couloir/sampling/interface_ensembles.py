@@ -1,7 +1,7 @@
 """Ensembles of paths that leave A and cross an interface, and what is cut out of trajectories to begin with.
 
 With interfaces l_0 < l_1 < ... of an order parameter that grows from A to B, and A everything up to l_0, an ensemble
-[i+] holds the paths that start in A, go beyond l_i and end when they are in A or B; [0-] holds the excursions into A: they
+[i+] holds the paths that start in A, reach l_i and end when they are in A or B; [0-] holds the excursions into A: they
 start outside, stay inside and end outside (van Erp, Phys. Rev. Lett. 98, 268301 (2007)).
 """
 
@@ -22,13 +22,13 @@ from couloir.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class CrossingEnsemble:
-    """[i+]: paths from A that go beyond an interface, and end in A or B; backward in time, some of them belong too.
+    """[i+]: paths from A that reach an interface, and end in A or B; backward in time, some of them belong too.
 
     Attributes
     ----------
     region_a, region_b : the two states.
     along : the order parameter.
-    interface : its value that a path must exceed at some frame.
+    interface : its value that a path must reach at some frame.
     stop : A or B; ensembles that share this object share their dynamics.
     """
 
@@ -44,14 +44,14 @@ class CrossingEnsemble:
         return False
 
     def accepts(self, path: Trajectory, *, ends_only: bool = False) -> bool:
-        """Return whether ``path`` leaves A, crosses the interface and touches A and B at its ends only (the last may be known)."""
+        """Return whether ``path`` leaves A, reaches the interface and touches A and B at its ends only (the last may be known)."""
         if len(path) < 3 or not self.region_a.decider()(path.positions[0]):
             return False
         if not ends_only:
             inside = self.stop.contains(path.positions)
             if not inside[-1] or inside[1:-1].any():
                 return False
-        return bool(self.along.evaluate(path.positions).max() > self.interface)
+        return bool(self.along.evaluate(path.positions).max() >= self.interface)
 
 
 @dataclass(frozen=True, eq=False)

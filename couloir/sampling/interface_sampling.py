@@ -4,7 +4,7 @@ Every ensemble [0-], [0+] ... [n-1+] of :mod:`couloir.sampling.interface_ensembl
 paths of all sets are moved by shooting, then neighbours exchange theirs: [0-] with [0+], [1+] with [2+] ... in even
 cycles, [0+] with [1+], [2+] with [3+] ... in odd ones.
 
-- [i+] and [i+1+] exchange when the lower path crosses the higher interface: each weighs its paths alike, so that the
+- [i+] and [i+1+] exchange when the lower path reaches the higher interface: each weighs its paths alike, so that the
   ratio of acceptance is 1 (van Erp, Phys. Rev. Lett. 98, 268301 (2007)).
 - [0-] and [0+] exchange by dynamics: the end of the excursion, one frame in A and one outside, is run forward until A
   or B and becomes the new departure, and the start of the departure, run backward until it is outside A, the new
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from couloir.analysis.crossing import InterfaceSamples
+from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.region import Region
 from couloir.errors import DataError
@@ -235,7 +235,7 @@ class TransitionInterfaceSampling:
         for s in range(n_sets):
             starts.append(inside[s % len(inside)])
             for value in self.interfaces:
-                crossing = [path for path, top in zip(out, maxima, strict=True) if top > value]
+                crossing = [path for path, top in zip(out, maxima, strict=True) if top >= value]
                 if not crossing:
                     raise DataError(
                         f"no first path crosses the interface at {self.along.name} = {value:g}; the farthest comes to {max(maxima):.4g}",
@@ -312,7 +312,7 @@ class _Sets:
         """Exchange the paths of [i+] and [i+1+], for every second i, where the lower one crosses the higher interface."""
         for lower in range(1 if odd else 2, self.n_ensembles - 1, 2):
             for c in self.of(lower):
-                if self.facts[c][0] > self.sampling.interfaces[lower]:  # the interface of ensemble lower + 1, as [0-] has none
+                if self.facts[c][0] >= self.sampling.interfaces[lower]:  # the interface of ensemble lower + 1, as [0-] has none
                     self.paths[c], self.paths[c + 1] = self.paths[c + 1], self.paths[c]
                     self.facts[c], self.facts[c + 1] = self.facts[c + 1], self.facts[c]
 

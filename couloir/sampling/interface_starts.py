@@ -42,7 +42,7 @@ def initial_paths(
         chains = [found[int(i)] for i in np.argsort(-farthest)][:n_shots]
         for k in range(patience):
             tops = _tops(sampling, chains)
-            if tops.max() > value:
+            if tops.max() >= value:
                 break
             chains = _shot(sampling, chains, level, n_shots, integer_seed(seed, "climb", level, k))
         else:
@@ -50,7 +50,7 @@ def initial_paths(
                 f"no path crossed the interface at {sampling.along.name} = {value:g} in {patience} rounds of {n_shots} shots",
                 "put another interface before it, or give more shots",
             )
-        found = [path for path, top in zip(chains, tops, strict=True) if top > value]
+        found = [path for path, top in zip(chains, tops, strict=True) if top >= value]
         farthest = _tops(sampling, found)
         climbed += found
     return climbed

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from couloir.analysis import crossing_probability
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, SimulationError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, initial_paths, potentials
@@ -94,6 +95,16 @@ def test_crossing_probabilities_and_flux_of_a_chain_are_exact(move, swaps):
     for name, (found, truth) in exact.items():
         assert found.std() > 0, name
         assert stats.ttest_1samp(found, truth).pvalue > 1e-5, (name, found.mean(), truth)
+
+
+def test_a_path_whose_maximum_is_the_interface_reaches_it():
+    # a CV that counts has values on its interfaces: sampling and analysis must agree on them
+    sampling = TransitionInterfaceSampling(WALK, X < 1.0, X > 5.5, X, (1.0, 3.0, 4.0), max_duration=2000)
+    found = crossing_probability(sampling.run(first_path(), 30, seed=4, n_sets=40, discard=10))
+    for k, exact in ((1, WALK.reach(2, 3, 1)), (2, WALK.reach(2, 4, 1))):
+        assert abs(found.probability[k] - exact) < 4.5 * found.standard_error[k]
+    assert abs(found.total.value - WALK.reach(2, 6, 1)) < 4.5 * found.total.standard_error
+    assert found.total.standard_error < 0.15 * found.total.value
 
 
 LOW = ToyEngine(potentials.double_well(), kT=0.35, time_step=0.01, friction=1.0, threads=1)

@@ -4,14 +4,16 @@ from couloir.analysis._mbar_torch import MbarSolution, solve_mbar
 from couloir.analysis.allocation import allocate
 from couloir.analysis.channels import Channels, channels
 from couloir.analysis.connectivity import WindowGraph, window_graph
-from couloir.analysis.crossing import CrossingProbability, InterfaceRate, InterfaceSamples, crossing_probability, interface_rate
+from couloir.analysis.crossing import CrossingProbability, InterfaceRate, crossing_probability, interface_rate
 from couloir.analysis.diagnostics import convergence, diagnose
 from couloir.analysis.expectation import Expectation, expectation
 from couloir.analysis.free_energy import free_energy_surface
+from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.landscape import Landscape, landscape
 from couloir.analysis.mbar import MbarResult, mbar, reweight
 from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_path
 from couloir.analysis.path_ensemble import PathDensity, PathEnsemble
+from couloir.analysis.positive import PositiveEstimate
 from couloir.analysis.reduced import ReducedState, Reweighted
 from couloir.analysis.reweighted_paths import CommittorMap, ReweightedPaths, reweighted_paths
 from couloir.analysis.samples import BiasedSamples
@@ -22,8 +24,8 @@ from couloir.analysis.wham import WhamResult, wham
 
 __all__ = [
     "BiasedSamples", "Channels", "CommittorMap", "CrossingProbability", "Estimate", "Expectation", "FreeEnergySurface", "InterfaceRate",
-    "InterfaceSamples", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "PathDensity", "PathEnsemble", "ReducedState",
-    "Reweighted", "ReweightedPaths", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "channels", "convergence",
+    "InterfaceSamples", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "PathDensity", "PathEnsemble",
+    "PositiveEstimate", "ReducedState", "Reweighted", "ReweightedPaths", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "channels", "convergence",
     "crossing_probability", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface",
     "interface_rate", "landscape", "mbar", "minimum_free_energy_path", "reweight", "reweighted_paths", "solve_mbar",
     "statistical_inefficiency", "wham", "window_graph",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from couloir.analysis.crossing import MINUS, estimate
+from couloir.analysis.crossing import estimate
+from couloir.analysis.interface_samples import MINUS
 from couloir.analysis.reweighted_paths import PathSide, ReweightedPaths
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate

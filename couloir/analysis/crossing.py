@@ -19,108 +19,31 @@ because R_{k+1} = R_k - M_k + n_{k+1} makes R_k / P_k grow by n_{k+1} / P_{k+1}.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from couloir.analysis.bootstrap import BLOCK_LENGTH, MANY_WALKERS, MOST_BLOCKS, Blocks
+from couloir.analysis.interface_samples import MINUS, InterfaceSamples
+from couloir.analysis.positive import PositiveEstimate, quantile
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate
 from couloir.analysis.timeseries import statistical_inefficiency
 from couloir.errors import DataError, Finding
 from couloir.streams import stream
-from couloir.trajectory import Array, Trajectory
+from couloir.trajectory import Array
 
-Mask = npt.NDArray[np.bool_]
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
-MINUS = -1
-"""Number of the ensemble [0-]."""
 FEW_BLOCKS = 8
 """Blocks of an ensemble below which its errors are uncertain."""
-
-
-@dataclass(frozen=True, eq=False)
-class InterfaceSamples:
-    """What chains in interface ensembles sampled: a row per step of a chain; a rejected step repeats the old row.
-
-    Attributes
-    ----------
-    interfaces : (n_interfaces,) values of the order parameter, ascending; A is below the first.
-    along, unit : name and unit of the order parameter.
-    ensemble : (n_paths,) number i of the interface whose ensemble [i+] the path was sampled in, -1 for [0-].
-    chain, step : (n_paths,) which chain, and at which of its steps.
-    maximum, minimum : (n_paths,) extremes of the order parameter over the path's frames.
-    length : (n_paths,) frames of the path, with both ends.
-    ends_in_b : (n_paths,) whether the last frame is in B.
-    stride : time between frames, ps.
-    series : per name of a CV, its values (length,) along every path; empty when not recorded.
-    paths : the paths themselves, one per row (rows of one path share one object); empty when not kept.
-    periods : of the CVs in ``series`` that have one.
-
-    Raises
-    ------
-    DataError : interfaces do not ascend, an array is not one entry per path, or a path is not in its ensemble.
-    """
-
-    interfaces: Array
-    along: str
-    unit: str
-    ensemble: IntArray
-    chain: IntArray
-    step: IntArray
-    maximum: Array
-    minimum: Array
-    length: IntArray
-    ends_in_b: Mask
-    stride: float
-    series: Mapping[str, tuple[Array, ...]] = field(default_factory=dict)
-    paths: tuple[Trajectory, ...] = ()
-    periods: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        interfaces = np.array(self.interfaces, dtype=np.float64)
-        if interfaces.ndim != 1 or len(interfaces) == 0 or not (np.diff(interfaces) > 0).all():
-            raise DataError(f"the interfaces along {self.along} do not ascend", "give increasing values of the order parameter")
-        object.__setattr__(self, "interfaces", interfaces)
-        n = len(self.ensemble)
-        kinds = {"ensemble": np.int64, "chain": np.int64, "step": np.int64, "maximum": np.float64, "minimum": np.float64,
-                 "length": np.int64, "ends_in_b": np.bool_}  # fmt: skip
-        for name, kind in kinds.items():
-            array: npt.NDArray[np.generic] = np.array(getattr(self, name), dtype=kind)
-            if array.shape != (n,):
-                raise DataError(f"{name} has shape {array.shape}, expected ({n},): one entry per path")
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
-        if n == 0 or self.ensemble.min() < MINUS or self.ensemble.max() >= len(interfaces):
-            raise DataError(f"ensembles must be -1 to {len(interfaces) - 1}, and at least one path is needed")
-        plus = self.ensemble >= 0
-        if (self.maximum[plus] < interfaces[self.ensemble[plus]]).any():
-            raise DataError("a path does not reach the interface of its ensemble", "a rejected step repeats the path before it")
-        if (self.length < 2).any():
-            raise DataError("a path has fewer than 2 frames", "count both ends and what lies between")
-        if self.stride <= 0:
-            raise DataError(f"the time between frames is {self.stride:g} ps, expected a positive time")
-        for name, values in self.series.items():
-            if len(values) != n or any(len(v) != m for v, m in zip(values, self.length, strict=False)):
-                raise DataError(f"the series of {name} are not one value per frame of each path")
-        if self.paths and len(self.paths) != n:
-            raise DataError(f"{len(self.paths)} paths for {n} rows", "give one path per row; rows may share a path")
-
-    def __len__(self) -> int:
-        return len(self.ensemble)
-
-    @property
-    def bin(self) -> IntArray:
-        """Number of the highest interface each path reaches, (n_paths,); -1 for paths of [0-]."""
-        highest = np.searchsorted(self.interfaces, self.maximum, side="right") - 1
-        return np.where(self.ensemble == MINUS, MINUS, highest).astype(np.int64)
-
-    @property
-    def inside(self) -> IntArray:
-        """Frames of each path between its ends, (n_paths,)."""
-        return self.length - 2
+RARE = 0.05
+"""Probability to reach the next interface below which another one between is worth its cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +55,11 @@ class CrossingProbability:
     along, unit : of the order parameter.
     interfaces : (n,) where.
     probability, standard_error : (n,) P(interface | first interface); the first is 1 exactly.
+    relative_error : (n,) standard error of ln ``probability``.
     local, local_error : (n,) P(next interface | interface); the last entry is P(B | last interface).
     total : P(B | first interface).
     levels, curve : (n_levels,) maxima that paths reached, ascending, and the probability to reach each.
+    freedom : degrees of freedom of the errors.
     findings : what is unsure.
     """
 
@@ -143,11 +68,13 @@ class CrossingProbability:
     interfaces: Array
     probability: Array
     standard_error: Array
+    relative_error: Array
     local: Array
     local_error: Array
-    total: Estimate
+    total: PositiveEstimate
     levels: Array
     curve: Array
+    freedom: float
     findings: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
@@ -156,6 +83,37 @@ class CrossingProbability:
         lines.append(f"  {'interface':>10} {'P':>10} {'error':>9} {'P(next)':>9} {'error':>9}")
         lines += [f"  {x:10.4g} {p:10.3e} {e:9.1e} {q:9.4f} {s:9.4f}" for x, p, e, q, s in rows]
         return "\n".join([*lines, *map(str, self.findings)])
+
+    @property
+    def interval(self) -> tuple[Array, Array]:
+        """The 95 % intervals of ``probability``, (n,) each, log-normal."""
+        factor = np.exp(quantile(self.freedom) * self.relative_error)
+        return self.probability / factor, self.probability * factor
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per interface."""
+        import pandas as pd
+
+        low, high = self.interval
+        return pd.DataFrame({
+            "interface": self.interfaces, "probability": self.probability, "standard_error": self.standard_error, "low": low,
+            "high": high, "local": self.local, "local_error": self.local_error,
+        })  # fmt: skip
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the probability to reach each value, with the 95 % intervals at interfaces, on a logarithmic axis; returns the axes."""
+        from couloir.analysis.plots import _LINE, _axes, label
+
+        ax = _axes(ax)
+        ax.plot(self.levels, self.curve, color=_LINE, linewidth=1.3, drawstyle="steps-pre")
+        low, high = self.interval
+        bars = np.array([self.probability - low, high - self.probability])
+        ax.errorbar(self.interfaces, self.probability, bars, fmt="o", color=_LINE, markersize=4, capsize=2, label="interfaces, 95 %")
+        ax.set_yscale("log")
+        ax.set_xlabel(label(self.along, self.unit))
+        ax.set_ylabel("probability to reach")
+        ax.legend(frameon=False)
+        return ax
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,16 +128,33 @@ class InterfaceRate:
     findings : what is unsure.
     """
 
-    rate: Estimate
-    flux: Estimate
+    rate: PositiveEstimate
+    flux: PositiveEstimate
     crossing: CrossingProbability
-    time_in: Estimate
-    time_out: Estimate
+    time_in: PositiveEstimate
+    time_out: PositiveEstimate
     findings: tuple[Finding, ...] = ()
 
     def __str__(self) -> str:
-        head = f"InterfaceRate: k = {self.rate}, flux {self.flux}, in A {self.time_in}, out of A {self.time_out}"
-        return "\n".join([head, str(self.crossing)])
+        low, high = self.rate.interval
+        head = f"InterfaceRate: k = {self.rate} (95 %: {low:.3g} to {high:.3g})"
+        parts = f"  flux {self.flux}, in A {self.time_in}, out of A {self.time_out}"
+        return "\n".join([head, parts, str(self.crossing)])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per quantity: the rate, the flux, P(B | first interface) and the times in and out of A."""
+        import pandas as pd
+
+        parts = {"rate": self.rate, "flux": self.flux, "crossing": self.crossing.total}
+        parts |= {"time_in": self.time_in, "time_out": self.time_out}
+        return pd.DataFrame([
+            {"quantity": name, "value": e.value, "error": e.standard_error, "low": e.interval[0], "high": e.interval[1], "unit": e.unit}
+            for name, e in parts.items()
+        ])  # fmt: skip
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the crossing probability; see :meth:`CrossingProbability.plot`."""
+        return self.crossing.plot(ax)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +169,7 @@ class PathWeights:
     weights : (1 + n_bootstrap, 1 + n_interfaces) weight of one path of each group: those of [0-] add up to 1, so do all others.
     reach : (1 + n_bootstrap, n_interfaces) probability to reach each interface.
     findings : ensembles without paths or with few blocks.
+    freedom : degrees of freedom of the errors: blocks of the smallest stratum less one.
     """
 
     group: IntArray
@@ -202,6 +178,7 @@ class PathWeights:
     weights: Array
     reach: Array
     findings: tuple[Finding, ...]
+    freedom: float
 
     @property
     def per_path(self) -> Array:
@@ -258,7 +235,8 @@ def path_weights(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: int
     plus = reach / at_risk
     minus = np.divide(1.0, entered[:, 0], out=np.zeros(len(entered)), where=entered[:, 0] > 0)
     findings = _findings(samples, blocks)
-    return PathWeights(group, blocks.block, factors, np.column_stack([minus, plus]), reach, findings)
+    freedom = max(1, int(np.bincount(blocks.window).min()) - 1)
+    return PathWeights(group, blocks.block, factors, np.column_stack([minus, plus]), reach, findings, freedom)
 
 
 def crossing_probability(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: int = 0) -> CrossingProbability:
@@ -298,11 +276,11 @@ def interface_rate(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: i
     time_in, time_out = (samples.stride * weights.sums(rows, samples.inside[rows])[:, 0] for rows in (minus, plus))
     flux = 1.0 / (time_in + time_out)
     return InterfaceRate(
-        estimate(flux * total, "1/ps"),
-        estimate(flux, "1/ps"),
+        positive(flux * total, "1/ps", weights.freedom),
+        positive(flux, "1/ps", weights.freedom),
         crossing,
-        estimate(time_in, "ps"),
-        estimate(time_out, "ps"),
+        positive(time_in, "ps", weights.freedom),
+        positive(time_out, "ps", weights.freedom),
         crossing.findings,
     )
 
@@ -341,6 +319,15 @@ def estimate(replicas: Array, unit: str) -> Estimate:
     return Estimate(float(replicas[0]), float(draws.std(ddof=1)) if len(draws) > 1 else float("nan"), unit)
 
 
+def positive(replicas: Array, unit: str, freedom: float) -> PositiveEstimate:
+    """Return the same of a positive quantity, with the spread of the replicas' logarithms; infinite where a replica is 0."""
+    plain = estimate(replicas, unit)
+    draws = replicas[1:][np.isfinite(replicas[1:])]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = float(np.log(draws).std(ddof=1)) if len(draws) > 1 and (draws > 0).all() else float("inf")
+    return PositiveEstimate(plain.value, plain.standard_error, unit, spread, freedom)
+
+
 def _crossing(samples: InterfaceSamples, weights: PathWeights) -> tuple[CrossingProbability, Array]:
     """Return the crossing probabilities, and replicas of the total."""
     plus = np.flatnonzero(samples.ensemble != MINUS)
@@ -351,11 +338,28 @@ def _crossing(samples: InterfaceSamples, weights: PathWeights) -> tuple[Crossing
     order = plus[np.argsort(samples.maximum[plus], kind="stable")]
     levels, first = np.unique(samples.maximum[order], return_index=True)
     tail = np.cumsum(weights.per_path[order][::-1])[::-1]
+    curve, spread = tail[first], np.log(np.maximum(reach[1:, :-1], 1e-300)).std(axis=0, ddof=1)
+    findings = (*samples.findings, *weights.findings, *_rare(samples, reach[0], levels, curve))
     found = CrossingProbability(
-        samples.along, samples.unit, samples.interfaces, reach[0, :-1], reach[1:, :-1].std(axis=0, ddof=1), local[0],
-        local[1:].std(axis=0, ddof=1), estimate(total, ""), levels, tail[first], weights.findings,
+        samples.along, samples.unit, samples.interfaces, reach[0, :-1], reach[1:, :-1].std(axis=0, ddof=1), spread, local[0],
+        local[1:].std(axis=0, ddof=1), positive(total, "", weights.freedom), levels, curve, weights.freedom, findings,
     )  # fmt: skip
     return found, total
+
+
+def _rare(samples: InterfaceSamples, reach: Array, levels: Array, curve: Array) -> tuple[Finding, ...]:
+    """Return what to do about interfaces whose next one (the last one's is B) few paths reach."""
+    found = []
+    for i, (here, beyond) in enumerate(pairwise(reach)):
+        if not 0 < beyond < RARE * here:
+            continue
+        # halfway in the logarithm both parts are as likely
+        between = levels[(levels > samples.interfaces[i]) & (curve <= np.sqrt(here * beyond))]
+        goal = f"the interface at {samples.interfaces[i + 1]:.4g}" if i + 1 < len(samples.interfaces) else "B"
+        text = f"of the paths beyond {samples.along} = {samples.interfaces[i]:.4g}, {beyond / here:.2g} reach {goal}"
+        place = f" at {samples.along} = {between[0]:.4g}" if len(between) else ""
+        found.append(Finding("rare-crossing", text, f"insert an interface{place}"))
+    return tuple(found)
 
 
 def _per_block(blocks: Blocks, column: IntArray, n: int) -> Array:

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from couloir.analysis.crossing import MINUS, InterfaceSamples, PathWeights, estimate, path_weights, require_minus
+from couloir.analysis.crossing import PathWeights, estimate, path_weights, positive, require_minus
+from couloir.analysis.interface_samples import MINUS, InterfaceSamples
+from couloir.analysis.positive import PositiveEstimate
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate, FreeEnergySurface
 from couloir.errors import DataError, Finding
@@ -93,9 +95,10 @@ class ReweightedPaths:
         return tuple(side.weights.per_path * side.scale[0] for side in self.sides)
 
     @property
-    def reactive_flux(self) -> Estimate:
+    def reactive_flux(self) -> PositiveEstimate:
         """Transitions from A to B per ps of the whole trajectory."""
-        return estimate(self.sides[0].scale * _probability(self.sides[0]) / self.stride, "1/ps")
+        freedom = min(side.weights.freedom for side in self.sides)
+        return positive(self.sides[0].scale * _probability(self.sides[0]) / self.stride, "1/ps", freedom)
 
     @property
     def population(self) -> Estimate:
@@ -104,9 +107,9 @@ class ReweightedPaths:
         return estimate(side.scale * _frames(side), "")
 
     @property
-    def rates(self) -> tuple[Estimate, ...]:
+    def rates(self) -> tuple[PositiveEstimate, ...]:
         """Rate constants out of A, and out of B where given, 1/ps."""
-        return tuple(estimate(_probability(side) / (_frames(side) * self.stride), "1/ps") for side in self.sides)
+        return tuple(positive(_probability(side) / (_frames(side) * self.stride), "1/ps", side.weights.freedom) for side in self.sides)
 
     def free_energy(
         self, along: str | Sequence[str], *, temperature: Any, bins: Any = 50, units: Mapping[str, str] | None = None
@@ -236,7 +239,7 @@ def reweighted_paths(
     per_crossing = [1.0 / _probability(side) if len(sides) == 2 else side.scale for side in sides]
     total = sum((c * _frames(side) for c, side in zip(per_crossing, sides, strict=True)), np.zeros(n_bootstrap + 1))
     joined = tuple(PathSide(side.samples, side.weights, c / total, side.from_b) for c, side in zip(per_crossing, sides, strict=True))
-    return ReweightedPaths(joined, tuple(f for side in joined for f in side.weights.findings))
+    return ReweightedPaths(joined, tuple(f for side in joined for f in (*side.samples.findings, *side.weights.findings)))
 
 
 def _probability(side: PathSide) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from couloir.analysis.crossing import InterfaceSamples
+from couloir.analysis.interface_samples import InterfaceSamples
 
 ENERGY = 4.0 * (((np.arange(20) - 9.7) / 5.5) ** 2 - 1) ** 2 + 0.05 * np.arange(20)
 """Energy of each state, kT: wells of different depth about 4 kT below a barrier."""

@@ -126,7 +126,7 @@ def judge(model: FittedTrajectoryDiffusion, look: Look, scale: Scale, seed: int)
     )[:, :, 0, 0]  # fmt: skip
     seconds = (time.perf_counter() - start) / n
     real = snippets(reference(look.kT), n_frames)[..., 0]
-    return {**error_of_profile(x, look.kT), "memory": memory(x, real), "seconds": seconds}
+    return {**error_of_profile(x, look.kT), "memory": memory(x, real)[0], "seconds": seconds}
 
 
 def perfect(look: Look, n_frames: int, scale: Scale, draws: int = 10) -> dict[str, float]:

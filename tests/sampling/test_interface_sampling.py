@@ -99,12 +99,12 @@ def test_crossing_probabilities_and_flux_of_a_chain_are_exact(move, swaps):
 
 def test_a_path_whose_maximum_is_the_interface_reaches_it():
     # a CV that counts has values on its interfaces: sampling and analysis must agree on them
-    sampling = TransitionInterfaceSampling(WALK, X < 1.0, X > 5.5, X, (1.0, 3.0, 4.0), max_duration=2000)
-    found = crossing_probability(sampling.run(first_path(), 50, seed=4, n_sets=100, discard=10))
+    sampling = TransitionInterfaceSampling(WALK, X < 1.0, X > 5.5, X, (1.0, 3.0, 4.0), max_duration=2000, swaps=False)
+    found = crossing_probability(sampling.run(first_path(), 40, seed=4, n_sets=40, discard=10))
     for k, exact in ((1, WALK.reach(2, 3, 1)), (2, WALK.reach(2, 4, 1))):
         assert abs(found.probability[k] - exact) < 4.5 * found.standard_error[k]
     assert abs(found.total.value - WALK.reach(2, 6, 1)) < 4.5 * found.total.standard_error
-    assert found.total.standard_error < 0.06 * found.total.value
+    assert found.total.standard_error < 0.12 * found.total.value
 
 
 LOW = ToyEngine(potentials.double_well(), kT=0.35, time_step=0.01, friction=1.0, threads=1)

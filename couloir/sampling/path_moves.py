@@ -34,6 +34,9 @@ from couloir.trajectory import State, Trajectory
 Direction = Literal["forward", "backward", "both"]
 Reason = Literal["accepted", "ensemble", "acceptance", "max length", "failed"]
 
+LEAST_NOISE = 1e-4
+"""Friction times duration of a path below which shooting one way is refused: what is made anew follows the old path."""
+
 
 @dataclass(frozen=True, eq=False)
 class Trial:
@@ -186,7 +189,8 @@ class ShootingMove:
 
         Raises
         ------
-        DataError : numbers of paths, seeds or anchors or strides differ, or a path lacks velocities or the move its anchors.
+        DataError : numbers of paths, seeds or anchors or strides differ, a path lacks velocities or the move its anchors, or
+            one side is to be made anew by dynamics that has next to no noise.
         """
         self._check(engine, paths, seeds)
         if self.offsets and (anchors is None or len(anchors) != len(paths)):
@@ -211,6 +215,14 @@ class ShootingMove:
                 raise DataError(f"path {i} has a frame every {path.stride:g} ps, path 0 every {paths[0].stride:g} ps")
             if self.ways == 1 and has_velocities(engine) and path.velocities is None:
                 raise DataError(f"path {i} has no velocities, so its future cannot be made anew alone", "shoot two ways first")
+        friction = getattr(engine, "friction", None)
+        span = max(map(len, paths)) * paths[0].stride
+        if self.ways == 1 and friction is not None and np.max(friction) * span < LEAST_NOISE:
+            raise DataError(
+                f"with a friction of {np.max(friction):g}/ps, dynamics has next to no noise within the {span:g} ps of a path: shooting "
+                "one way from it gives the same path again",
+                "shoot two ways, or raise the friction",
+            )
 
     def _aim(self, path: Trajectory, seed: int, max_frames: int, anchor: int | None) -> _Shot:
         rng = stream(seed, "shot")

@@ -77,6 +77,7 @@ class ToyEngine:
         self.threads = threads
         d = potential.n_dim
         frictions = _each(friction, d, "1/ps", "friction", positive) if self.underdamped else np.ones(d)
+        self.friction = frictions if self.underdamped else None
         if self.underdamped and not np.all(np.asarray(mobility) == 1.0):
             raise DataError("mobility belongs to overdamped dynamics", "set the time scale of an underdamped engine by its friction")
         self._mobility = 1 / (self.mass * frictions) if self.underdamped else _each(mobility, d, "", "mobility", positive)

@@ -215,6 +215,16 @@ def test_what_a_move_cannot_work_with_is_refused_before_any_dynamics():
         LorentzianSelector(WX, 0.0, 0.0)
 
 
+def test_one_way_shooting_without_noise_is_refused_as_it_would_return_the_old_path():
+    old = first(2.0)
+    settings = {"seeds": [1], "max_frames": MAX_FRAMES}
+    for move in (ShootingMove.one_way(), ShootingMove.spring(2, 0.1)):
+        with pytest.raises(DataError, match="next to no noise"):
+            move.propose(toy(1e-9), [old], WELL_PATHS, anchors=[None], **settings)
+        move.propose(toy(0.1), [old], WELL_PATHS, anchors=[None], **settings)
+    ShootingMove.two_way().propose(toy(1e-9), [old], WELL_PATHS, **settings)  # draws velocities
+
+
 def test_an_ensemble_says_why_a_path_is_not_its_own():
     x = first().positions
     cases = {"does not end in B": x[:-1], "does not start in A": x[1:], "already in A or B": np.concatenate([x, x[-1:]]), "2 frames": x[:2]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from couloir.errors import SimulationError
@@ -11,13 +13,14 @@ from couloir.sampling.interface_sampling import TransitionInterfaceSampling
 from couloir.sampling.path_moves import ShootingMove
 from couloir.streams import integer_seed
 from couloir.trajectory import State, Trajectory
+from couloir.units import convert
 
 PATIENCE = 200
 """Rounds of shots without a path that crosses the next interface, after which the climb gives up."""
 
 
 def initial_paths(
-    sampling: TransitionInterfaceSampling, start: State, *, stride: float, seed: int, n_shots: int = 16, patience: int = PATIENCE
+    sampling: TransitionInterfaceSampling, start: State, *, stride: Any, seed: int, n_shots: int = 16, patience: int = PATIENCE
 ) -> list[Trajectory]:
     """Return trajectories in which every ensemble of ``sampling`` finds a first path.
 
@@ -27,7 +30,7 @@ def initial_paths(
     Parameters
     ----------
     start : a state in A.
-    stride : time between frames, ps.
+    stride : time between frames.
     n_shots : paths that are moved side by side.
     patience : rounds without progress after which to give up, out of A and from each interface to the next.
 
@@ -35,7 +38,8 @@ def initial_paths(
     ------
     SimulationError : nothing left A, or nothing crossed an interface, within ``patience`` rounds.
     """
-    found = _left(sampling, start, stride, seed, n_shots, patience)
+    every = convert(stride, "ps", "stride")
+    found = _left(sampling, start, every, seed, n_shots, patience)
     farthest = _tops(sampling, found)
     climbed = list(found)
     for level, value in enumerate(sampling.interfaces[1:], start=1):

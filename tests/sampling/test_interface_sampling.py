@@ -207,6 +207,13 @@ def test_what_cannot_be_sampled_is_refused():
         walk_sampling(ShootingMove.one_way()).run(first_path((1, 0, 1)), 2, seed=1)
 
 
+def test_the_stride_of_first_paths_takes_a_unit():
+    sampling = TransitionInterfaceSampling(LOW, X < -0.8, X > 0.8, X, LOW_LEVELS[:1], max_duration="50 ps")
+    found = [initial_paths(sampling, LOW.state(-1.0), stride=stride, seed=1, n_shots=2) for stride in (STRIDE, "20 fs")]
+    for path, same in zip(*found, strict=True):
+        np.testing.assert_array_equal(path.positions, same.positions)
+
+
 def test_first_paths_that_cannot_climb_say_where():
     cold = ToyEngine(potentials.double_well(), kT=0.02, time_step=0.01, friction=1.0, threads=1)
     sampling = TransitionInterfaceSampling(cold, X < -0.9, X > 0.8, X, (-0.9, 0.0), max_duration=50)

@@ -136,4 +136,6 @@ def propagated(engine: Engine, states: Sequence[State], **settings: Any) -> list
     try:
         return engine.propagate(states, **settings)
     except SimulationError as error:
+        if error.partial is None:  # nothing ran at all: the device ran out of memory, say
+            raise
         return list(error.partial)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from couloir.cv.geometric import Coordinate
-from couloir.errors import DataError
+from couloir.errors import DataError, SimulationError
 from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
@@ -199,6 +199,15 @@ def test_dynamics_that_breaks_down_is_a_counted_rejection():
     trials = ShootingMove.one_way().propose(wild, [path] * 20, TransitionEnsemble(WX < -1e9, WX > 1e9), seeds=range(20), max_frames=300)
     assert {t.reason for t in trials} == {"failed"}
     assert all(t.path is None and t.frame_new == -1 for t in trials)
+
+
+def test_an_engine_that_cannot_run_at_all_says_why():
+    class Broken(Walk):
+        def propagate(self, *_, **__):
+            raise SimulationError("the device has no memory left")
+
+    with pytest.raises(SimulationError, match="no memory left"):
+        ShootingMove.one_way().propose(Broken(), [as_path((0, 1, 2, 3, 4))], ENDS, seeds=[1], max_frames=LONGEST)
 
 
 def test_what_a_move_cannot_work_with_is_refused_before_any_dynamics():

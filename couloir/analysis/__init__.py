@@ -25,7 +25,9 @@ from couloir.analysis.wham import WhamResult, wham
 __all__ = [
     "BiasedSamples", "Channels", "CommittorMap", "CrossingProbability", "Estimate", "Expectation", "FreeEnergySurface", "InterfaceRate",
     "InterfaceSamples", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "PathDensity", "PathEnsemble",
-    "PositiveEstimate", "ReducedState", "Reweighted", "ReweightedPaths", "StreamedWham", "WhamResult", "WindowGraph", "allocate", "channels", "convergence",
+    "PositiveEstimate", "ReducedState", "Reweighted", "ReweightedPaths",
+    "StreamedWham", "WhamResult", "WindowGraph",
+    "allocate", "channels", "convergence",
     "crossing_probability", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface",
     "interface_rate", "landscape", "mbar", "minimum_free_energy_path", "reweight", "reweighted_paths", "solve_mbar",
     "statistical_inefficiency", "wham", "window_graph",

@@ -104,7 +104,7 @@ def test_a_path_whose_maximum_is_the_interface_reaches_it():
     for k, exact in ((1, WALK.reach(2, 3, 1)), (2, WALK.reach(2, 4, 1))):
         assert abs(found.probability[k] - exact) < 4.5 * found.standard_error[k]
     assert abs(found.total.value - WALK.reach(2, 6, 1)) < 4.5 * found.total.standard_error
-    assert found.total.standard_error < 0.12 * found.total.value
+    assert found.total.standard_error < 0.2 * found.total.value
 
 
 LOW = ToyEngine(potentials.double_well(), kT=0.35, time_step=0.01, friction=1.0, threads=1)

@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.analysis.interface_samples import InterfaceSamples
+from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.region import Region
-from couloir.errors import DataError
+from couloir.errors import DataError, Finding
 from couloir.progress import progress_bar
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, steps
@@ -40,6 +41,8 @@ from couloir.sampling.interface_ensembles import (
     piece,
     require_boundary,
 )
+from couloir.sampling.interface_placement import Pilot, boundary, place
+from couloir.sampling.path_chains import CUT
 from couloir.sampling.path_moves import ShootingMove, Trial
 from couloir.sampling.path_sampling import OnProgress, described
 from couloir.sampling.path_store import PathLog, bare
@@ -50,6 +53,15 @@ from couloir.trajectory import Trajectory
 from couloir.units import convert
 
 IntArray = npt.NDArray[np.int64]
+
+MOST_CYCLES = 20_000
+"""Cycles after which a run for a relative error gives up."""
+FIRST_LOOK = 100
+"""Cycles after which such a run looks at its error for the first time."""
+_TIMES = 20
+"""Times the longest reactive path, that paths may take by default."""
+_MOST_FIRST = 64
+"""Reactive paths that pilot runs start from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +77,7 @@ class TransitionInterfaceSampling:
     move : one-way or two-way shooting.
     swaps : whether neighbours exchange paths.
     max_duration : ps; longer paths are not part of the ensembles.
+    first : paths to start from when a run is given none.
     name : prefix of what is stored, and part of every random stream.
 
     Raises
@@ -80,6 +93,7 @@ class TransitionInterfaceSampling:
     move: ShootingMove = field(default_factory=ShootingMove.one_way)
     swaps: bool = True
     max_duration: Any = field(kw_only=True)
+    first: tuple[Trajectory, ...] = field(default=(), kw_only=True, repr=False)
     name: str = field(default="interfaces", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -89,6 +103,51 @@ class TransitionInterfaceSampling:
             raise DataError(f"interfaces = {values}, expected at least one, in ascending order")
         if self.move.offsets:
             raise DataError(f"{self.move} carries an anchor, which exchanges would lose", "use ShootingMove.one_way() or two_way()")
+
+    @classmethod
+    def from_paths(
+        cls,
+        paths: PathEnsemble | Iterable[Trajectory],
+        engine: Engine,
+        region_a: Region,
+        region_b: Region,
+        *,
+        along: CollectiveVariable,
+        seed: int,
+        move: ShootingMove | None = None,
+        max_duration: Any = None,
+        pilot: Pilot | None = None,
+        store: Store | None = None,
+        name: str = "interfaces",
+    ) -> TransitionInterfaceSampling:
+        """Return a sampling that starts from reactive paths, with interfaces placed by pilot runs.
+
+        About three in ten paths of each ensemble reach the next interface; the first is where A ends along ``along``.
+
+        Parameters
+        ----------
+        paths : from A to B, as :class:`TransitionPathSampling` returns them; what engine made them is not written in them.
+        max_duration : ps; default twenty times the longest of ``paths``.
+        pilot : how long the pilot runs are.
+        store : where pilot runs are kept; may be that of the run, and a store that holds some already is continued.
+
+        Raises
+        ------
+        DataError : A has no limit along the order parameter or is not everything below it, or no path leaves A.
+        SimulationError : the interfaces do not come near B.
+        """
+        given = list(paths.paths) if isinstance(paths, PathEnsemble) else list(paths)
+        if not given:
+            raise DataError("there are no paths to start from", "find some by TransitionPathSampling or reactive_seeds")
+        if max_duration is None:
+            max_duration = _TIMES * max((len(path) - 1) * path.stride for path in given)
+        start = cls(
+            engine, region_a, region_b, along, (boundary(region_a, along),), move or ShootingMove.one_way(),
+            max_duration=max_duration, name=name,
+        )  # fmt: skip
+        distinct = list({id(path): path for path in given}.values())[:_MOST_FIRST]
+        moving = [start._moving(path, integer_seed(seed, "given", i)) for i, path in enumerate(distinct)]
+        return place(start, moving, seed=seed, pilot=pilot or Pilot(), store=store)
 
     @cached_property
     def ensembles(self) -> tuple[ExcursionEnsemble | CrossingEnsemble, ...]:
@@ -111,24 +170,29 @@ class TransitionInterfaceSampling:
 
     def run(
         self,
-        first: Trajectory | Iterable[Trajectory],
-        n_cycles: int,
+        first: Trajectory | Iterable[Trajectory] | None = None,
+        n_cycles: int | None = None,
         *,
         seed: int,
+        relative_error: float | None = None,
         n_sets: int = 1,
-        discard: int = 0,
+        discard: int | None = None,
         keep_paths: bool = False,
         store: Store | None = None,
         on_progress: OnProgress | None = None,
     ) -> InterfaceSamples:
-        """Move all paths ``n_cycles`` times and return what they were after each cycle.
+        """Move all paths ``n_cycles`` times, or until the rate is known well enough, and return what they were after each cycle.
 
         Parameters
         ----------
         first : trajectories at one stride, of which every ensemble takes what belongs to it: a path from A to B is enough,
-            and so is what :func:`initial_paths` returns.
+            and so is what :func:`initial_paths` returns.  Default: those that came with the sampling.
+        n_cycles : how many; with ``relative_error`` the most, by default 20000.
+        relative_error : go on until the standard error of the logarithm of the rate is this small and at least 8 blocks of every
+            ensemble tell it; looked at after 100 cycles, and whenever there are half as many more.
         n_sets : independent sets of all ensembles, moved side by side: they use more cores, and tell errors.
-        discard : cycles at the beginning that are not returned, as first paths carry no weight.
+        discard : cycles at the beginning that are not returned, as first paths carry no weight; default none, or a tenth with
+            ``relative_error``.
         keep_paths : whether the paths themselves are returned.
         store : where every step is kept; a store that holds some of this run already is continued.
         on_progress : called with the cycles done and asked for.
@@ -139,30 +203,43 @@ class TransitionInterfaceSampling:
 
         Raises
         ------
-        DataError : ``first`` has no path for some ensemble, or A does not end at the first interface.
+        DataError : ``first`` has no path for some ensemble, or A does not end at the first interface, which may show only once
+            a path leaves A elsewhere.
         StoreError : the store holds another run of this name.
         """
-        if n_cycles <= discard or discard < 0 or n_sets < 1:
+        if n_cycles is None:
+            if relative_error is None:
+                raise DataError("neither n_cycles nor relative_error says when to stop", "give one, or both: what is reached first")
+            n_cycles = MOST_CYCLES
+        if n_cycles <= (discard or 0) or (discard or 0) < 0 or n_sets < 1:
             raise DataError(
                 f"n_cycles = {n_cycles}, discard = {discard}, n_sets = {n_sets}", "sample more cycles than are discarded, at least 1 set"
             )
-        given = [first] if isinstance(first, Trajectory) else list(first)
+        if relative_error is not None and relative_error <= 0:
+            raise DataError(f"relative_error = {relative_error}, expected a positive number")
+        given = list(self.first) if first is None else [first] if isinstance(first, Trajectory) else list(first)
         starts = self._starts(given, n_sets, seed)
-        log = PathLog(store, self.name, self._plan(starts, n_sets, seed))
-        sets = _Sets(self, starts, n_sets, n_cycles - discard, keep_paths)
+        log = PathLog(store, self.name, self.plan(starts, n_sets, seed))
+        sets = _Sets(self, starts, n_sets, keep_paths)
         stored = log.replay(sets.paths)
+        look = FIRST_LOOK
         with progress_bar(self.name, n_cycles, "cycles") as bar:
             try:
                 for k in range(1, n_cycles + 1):
                     self._cycle(sets, k, seed, stored, log)
-                    if k > discard:
-                        sets.note(k)
+                    sets.note(k)
                     bar.advance(1, f"acceptance {sets.acceptance:.2f}")
                     if on_progress is not None:
                         on_progress(k, n_cycles)
+                    if relative_error is not None and k == look:
+                        if _known(sets.samples(k // 10 if discard is None else discard), relative_error):
+                            break
+                        look += look // 2
             finally:
                 log.commit()
-        return sets.samples()
+        if discard is None:
+            discard = 0 if relative_error is None else k // 10
+        return sets.samples(discard)
 
     def _cycle(self, sets: _Sets, k: int, seed: int, stored: Iterable[list[Trial]], log: PathLog) -> None:
         replay = iter(stored)
@@ -262,7 +339,8 @@ class TransitionInterfaceSampling:
         drawn = fresh(self.engine, [path.state(i) for i in range(len(path))], seed)
         return replace(bare(path), velocities=np.array([state.velocities for state in drawn]))
 
-    def _plan(self, starts: Sequence[Trajectory], n_sets: int, seed: int) -> dict[str, Any]:
+    def plan(self, starts: Sequence[Trajectory], n_sets: int, seed: int) -> dict[str, Any]:
+        """Return everything that a run follows from, as JSON."""
         total = hashlib.sha256()
         for path in starts:
             for array in (path.positions, path.velocities, path.boxes):
@@ -277,15 +355,14 @@ class TransitionInterfaceSampling:
 class _Sets:
     """The paths of all sets, ensemble after ensemble in each, and what was noted of them after each cycle."""
 
-    def __init__(
-        self, sampling: TransitionInterfaceSampling, starts: list[Trajectory], n_sets: int, n_noted: int, keep_paths: bool
-    ) -> None:
+    def __init__(self, sampling: TransitionInterfaceSampling, starts: list[Trajectory], n_sets: int, keep_paths: bool) -> None:
         self.sampling, self.paths, self.n_sets = sampling, starts, n_sets
         self.n_ensembles = len(sampling.ensembles)
         self.places = [(s, e) for s in range(n_sets) for e in range(self.n_ensembles)]
         self.max_frames = sampling.max_frames(starts[0].stride)
-        self.facts = [self._facts(path) for path in starts]
+        self.facts = [self._facts(path, e) for path, (_, e) in zip(starts, self.places, strict=True)]
         self.tried = self.accepted = 0
+        self.cut = np.zeros(self.n_ensembles, dtype=np.int64)
         self.force_evaluations = 0
         self._noted: list[list[tuple[float, float, int, bool]]] = []
         self._steps: list[int] = []
@@ -303,10 +380,11 @@ class _Sets:
         for c, trial in enumerate(trials):
             self.force_evaluations += trial.force_evaluations
             self.tried += trial.frame_old >= 0
+            self.cut[self.places[c][1]] += trial.reason == "max length"
             if trial.accepted and trial.path is not None:
                 self.accepted += trial.frame_old >= 0
                 self.paths[c] = bare(trial.path)
-                self.facts[c] = self._facts(trial.path)
+                self.facts[c] = self._facts(trial.path, self.places[c][1])
 
     def swap(self, odd: bool) -> None:
         """Exchange the paths of [i+] and [i+1+], for every second i, where the lower one crosses the higher interface."""
@@ -322,12 +400,12 @@ class _Sets:
         if self._kept is not None:
             self._kept += self.paths
 
-    def samples(self) -> InterfaceSamples:
+    def samples(self, discard: int) -> InterfaceSamples:
         table = [row for rows in self._noted for row in rows]
         maximum, minimum, length, ends_in_b = (np.array(column) for column in zip(*table, strict=True))
         sets, ensembles = np.array(self.places, dtype=np.int64).T
         n = len(self._steps)
-        return InterfaceSamples(
+        found = InterfaceSamples(
             interfaces=np.array(self.sampling.interfaces),
             along=self.sampling.along.name,
             unit=self.sampling.along.unit,
@@ -340,12 +418,40 @@ class _Sets:
             ends_in_b=ends_in_b,
             stride=self.paths[0].stride,
             paths=tuple(self._kept or ()),
+            findings=self._findings(),
         )
+        return found.after(discard) if discard else found
 
-    def _facts(self, path: Trajectory) -> tuple[float, float, int, bool]:
-        """Return maximum and minimum of the order parameter, number of frames, and whether the path ends in B."""
+    def _findings(self) -> tuple[Finding, ...]:
+        share = self.cut / max(1, len(self._steps) * self.n_sets)
+        if not (share > CUT).any():
+            return ()
+        names = ", ".join(f"{'[0-]' if e == 0 else f'[{e - 1}+]'} ({share[e]:.0%})" for e in np.flatnonzero(share > CUT))
+        text = f"trials were cut off at the maximum length in {names}: long paths and the time they take are missing"
+        return (Finding("paths-cut", text, f"raise max_duration = {self.sampling.max_duration}"),)
+
+    def _facts(self, path: Trajectory, ensemble: int) -> tuple[float, float, int, bool]:
+        """Return maximum and minimum of the order parameter, number of frames, and whether the path ends in B.
+
+        Paths are looked at one by one because those that left A elsewhere than through the first interface are too few or
+        absent in [0+], which makes every number wrong and shows nowhere.
+        """
         values = self.sampling.along.evaluate(path.positions)
+        beyond, outside = values > self.sampling.interfaces[0], np.full(len(values), ensemble > 0)
+        outside[0] = ensemble == 0
+        outside[-1] = ensemble == 0 or beyond[-1]  # in A or B
+        if (beyond != outside).any():
+            require_boundary([path], self.sampling.region_a, self.sampling.along, self.sampling.interfaces[0])
         return float(values.max()), float(values.min()), len(path), bool(self.sampling.region_b.contains(path.positions[-1:])[0])
+
+
+def _known(samples: InterfaceSamples, relative_error: float) -> bool:
+    """Whether the rate is known to ``relative_error`` by enough blocks; not when some interface has not been reached from below."""
+    try:
+        rate = samples.rate
+    except DataError:
+        return False
+    return rate.rate.relative_error <= relative_error and not any(f.code == "few-blocks" for f in rate.findings)
 
 
 def _unchanged(evaluations: int) -> Trial:

@@ -214,6 +214,14 @@ def test_the_stride_of_first_paths_takes_a_unit():
         np.testing.assert_array_equal(path.positions, same.positions)
 
 
+def test_a_state_that_can_also_be_left_elsewhere_than_through_the_first_interface_is_refused_once_that_shows():
+    leaky = (X > -1.45) & (X < -0.8)
+    sampling = TransitionInterfaceSampling(LOW, leaky, X > 0.8, X, LOW_LEVELS[:2], max_duration=100)
+    first = initial_paths(sampling, LOW.state(-1.0), stride=STRIDE, seed=2, n_shots=8)
+    with pytest.raises(DataError, match="outside A"):
+        sampling.run(first, 40, seed=3, n_sets=4)
+
+
 def test_first_paths_that_cannot_climb_say_where():
     cold = ToyEngine(potentials.double_well(), kT=0.02, time_step=0.01, friction=1.0, threads=1)
     sampling = TransitionInterfaceSampling(cold, X < -0.9, X > 0.8, X, (-0.9, 0.0), max_duration=50)

@@ -18,7 +18,7 @@ from couloir.trajectory import Trajectory
 IntArray = npt.NDArray[np.int64]
 
 CUT = 0.05
-"""Share of trials beyond the maximum length above which a finding says so."""
+"""Share of trials beyond the maximum length, among those and the accepted ones, above which a finding says so."""
 
 
 class Chains:
@@ -96,9 +96,11 @@ class Chains:
         if stuck:
             text = f"{len(stuck)} of {len(self.paths)} chains still hold frames of their first path after {self.steps} steps: no weight"
             found.append(Finding("first-path-remains", text, "sample more steps, or run until decorrelated"))
-        share = float(self.outcomes["max length"].sum()) / max(1, self.steps * len(self.paths))
+        # only trials that the acceptance would let grow that long are cut off, so the others say nothing about the limit
+        cut = int(self.outcomes["max length"].sum())
+        share = cut / max(1, cut + int(self.outcomes["accepted"].sum()))
         if share > CUT:
-            text = f"{share:.0%} of the trials were cut off at the maximum length"
+            text = f"{cut} trials were cut off at the maximum length: {share:.0%} of these and the accepted ones"
             found.append(Finding("paths-cut", text, "raise max_duration: long paths are missing from the ensemble"))
         return tuple(found)
 

@@ -13,6 +13,7 @@ from couloir.errors import DataError, SimulationError
 from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
+from couloir.sampling.path_sampling import TransitionPathSampling
 from couloir.sampling.selectors import GaussianSelector, LorentzianSelector
 from couloir.streams import stream
 from couloir.trajectory import Trajectory
@@ -26,6 +27,9 @@ class Walk:
 
     temperature, time_step, kT, topology, underdamped = 1.0, 1.0, 1.0, None, False
     masses = np.ones(1)
+
+    def digest(self):
+        return "walk"
 
     def __init__(self) -> None:
         pi = np.exp(-np.array([0.0, 1.0, 1.6, 0.7, 0.1]))
@@ -199,6 +203,16 @@ def test_dynamics_that_breaks_down_is_a_counted_rejection():
     trials = ShootingMove.one_way().propose(wild, [path] * 20, TransitionEnsemble(WX < -1e9, WX > 1e9), seeds=range(20), max_frames=300)
     assert {t.reason for t in trials} == {"failed"}
     assert all(t.path is None and t.frame_new == -1 for t in trials)
+
+
+@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
+def test_a_limit_that_changes_the_lengths_of_paths_is_reported(move):
+    found = {}
+    for longest in (12, 24):
+        sampling = TransitionPathSampling(WALK, ENDS.region_a, ENDS.region_b, move, max_duration=longest - 1)
+        paths = sampling.run(as_path((0, 1, 2, 3, 4)), 1800, 60, seed=1)
+        found[longest] = "paths-cut" in [f.code for f in paths.diagnose()]
+    assert found == {12: True, 24: False}  # mean lengths are 7.0 and 7.5
 
 
 def test_an_engine_that_cannot_run_at_all_says_why():

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from couloir.analysis.bootstrap import BLOCK_LENGTH, MANY_WALKERS, MOST_BLOCKS, Blocks
+from couloir.analysis.bootstrap import MANY_WALKERS, MOST_BLOCKS, Blocks
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
 from couloir.analysis.positive import PositiveEstimate, quantile
 from couloir.analysis.samples import IntArray
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 FEW_BLOCKS = 8
 """Blocks of an ensemble below which its errors are uncertain."""
+BLOCK_LENGTH = 8
+"""Length of a block in statistical inefficiencies: what neighbours share makes errors too small by about 3 %."""
 RARE = 0.05
 """Probability to reach the next interface below which another one between is worth its cost."""
 
@@ -204,7 +206,7 @@ class PathWeights:
 def path_weights(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: int = 0, label: str = "bootstrap") -> PathWeights:
     """Return the WHAM weights of all paths with replicas from blocks of chains.
 
-    A block holds steps of one chain in all of its ensembles (replica exchange makes them depend on each other), five times the
+    A block holds steps of one chain in all of its ensembles (replica exchange makes them depend on each other), eight times the
     steps the slowest ensemble needs to forget its path; from eight chains on, whole chains are resampled instead.
 
     Parameters

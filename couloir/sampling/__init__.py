@@ -14,6 +14,7 @@ _HOMES = {
     "Seeds": "seeds",
     "GaussianSelector": "selectors",
     "LorentzianSelector": "selectors",
+    "Pilot": "interface_placement",
     "ShootingMove": "path_moves",
     "TransitionEnsemble": "path_ensembles",
     "TransitionInterfaceSampling": "interface_sampling",

@@ -74,7 +74,7 @@ def test_95_percent_intervals_cover_the_truth_as_often_also_when_paths_are_kept_
     assert (share >= 0.90).all()
     assert (share <= 0.99).all()
     # in the logarithm both sides are missed alike; with symmetric intervals nearly all misses are rates found too low
-    assert np.mean(missed, axis=0).max() < 0.06
+    assert np.mean(missed, axis=0).max() < 0.07
 
 
 def test_a_chain_that_keeps_its_path_is_not_taken_for_many_paths():

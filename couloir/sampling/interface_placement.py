@@ -1,0 +1,168 @@
+"""Where interfaces go: pilot runs climb from A to B, and each says how far the next interface may be.
+
+Chains of paths are moved in the ensemble [i+] of the highest interface so far.  The next one goes where their maxima say that a
+share of about 0.3 comes; near 0.2 a transition costs the fewest paths (van Erp, Adv. Chem. Phys. 151, 27 (2012)).  When as many
+come to B itself, there is no next one.  Pilot paths carry no weight; they are what all ensembles start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.region import Region
+from couloir.errors import DataError, SimulationError
+from couloir.sampling.interface_ensembles import departures, require_boundary
+from couloir.sampling.path_chains import made_by
+from couloir.sampling.path_store import PathLog, bare
+from couloir.store import Store
+from couloir.streams import integer_seed
+from couloir.trajectory import Array, Trajectory
+
+if TYPE_CHECKING:
+    from couloir.sampling.interface_sampling import TransitionInterfaceSampling
+
+SHARE = 0.3
+"""Share of the paths of an ensemble that the next interface is placed to be reached by."""
+NEAR_B = 0.2
+"""Share of paths that come to B from which on there is no further interface."""
+PATIENCE = 20
+"""Times the steps of a pilot run, after which chains in [0+] are taken as they are, even if they hold frames of given paths."""
+MOST_INTERFACES = 60
+"""Interfaces after which placement gives up."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """How long each ensemble is sampled to place the next interface.
+
+    Attributes
+    ----------
+    n_chains : paths moved side by side.
+    n_steps : moves of each that count; a third as many before do not.
+    """
+
+    n_chains: int = 16
+    n_steps: int = 24
+
+
+def boundary(region_a: Region, along: CollectiveVariable) -> float:
+    """Return the value of ``along`` where A ends towards B: the highest limit that A has.
+
+    Raises
+    ------
+    DataError : A has no limit along ``along``.
+    """
+    limits = region_a.limits.get(along.name, ())
+    if not limits:
+        raise DataError(
+            f"A ({region_a}) has no limit along {along.name}, where the first interface would be", f"make A {along.name} <= ..."
+        )
+    return float(limits[-1])
+
+
+def next_level(maxima: Array, ends_in_b: npt.NDArray[np.bool_], share: float = SHARE) -> float | None:
+    """Return the value that a share of the paths nearest to ``share`` (in the logarithm) reaches; None where B is as near.
+
+    Parameters
+    ----------
+    maxima : (n,) of the order parameter along paths.
+    ends_in_b : (n,) whether a path ends in B; what only those reach may be inside B.
+    """
+    if ends_in_b.mean() >= NEAR_B:
+        return None
+    levels = np.unique(maxima[~ends_in_b])
+    reached = 1.0 - np.searchsorted(np.sort(maxima), levels, side="left") / len(maxima)
+    levels, reached = levels[reached < 1], reached[reached < 1]
+    return float(levels[np.argmin(np.abs(np.log(reached / share)))]) if len(levels) else None
+
+
+def place(
+    sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], *, seed: int, pilot: Pilot, store: Store | None = None
+) -> TransitionInterfaceSampling:
+    """Return the sampling with interfaces up to B, and with pilot paths to start from.
+
+    Parameters
+    ----------
+    sampling : has the first interface.
+    given : trajectories that leave A.
+    store : where the pilot's steps are kept; a store that holds some of them already is continued.
+
+    Raises
+    ------
+    DataError : nothing in ``given`` leaves A and comes to A or B again, or A does not end at the first interface.
+    SimulationError : B is still far after :data:`MOST_INTERFACES` interfaces.
+    """
+    require_boundary(given, sampling.region_a, sampling.along, float(sampling.interfaces[0]))
+    longest = sampling.max_frames(given[0].stride)
+    chains = [path for path in departures(given, sampling.region_a, sampling.region_b) if 2 < len(path) <= longest]
+    if not chains:
+        raise DataError(
+            f"no path leaves A ({sampling.region_a}) and comes to A or B within {sampling.max_duration}",
+            "give paths from A to B, or raise max_duration",
+        )
+    levels, first = [float(sampling.interfaces[0])], []
+    while len(levels) <= MOST_INTERFACES:
+        here = replace(sampling, interfaces=tuple(levels))
+        chains = [chains[i % len(chains)] for i in range(pilot.n_chains)]
+        visited = _pilot_run(here, chains, seed, pilot, store)
+        first += _some(visited, pilot.n_chains)
+        maxima = np.array([sampling.along.evaluate(path.positions).max() for path in visited])
+        arrived = sampling.region_b.contains(np.array([path.positions[-1] for path in visited]))
+        level = next_level(maxima, arrived)
+        if level is None:
+            return replace(sampling, interfaces=tuple(levels), first=tuple(first))
+        levels.append(level)
+        chains = _some([path for path, top in zip(visited, maxima, strict=True) if top >= level], pilot.n_chains)
+    raise SimulationError(
+        f"{MOST_INTERFACES} interfaces up to {sampling.along.name} = {levels[-1]:.4g} do not come near B ({sampling.region_b})",
+        "check that the order parameter grows from A to B; give more pilot steps, or the interfaces yourself",
+    )
+
+
+def _pilot_run(
+    sampling: TransitionInterfaceSampling, chains: list[Trajectory], seed: int, pilot: Pilot, store: Store | None
+) -> list[Trajectory]:
+    """Return the paths of chains in the ensemble of the highest interface after each step, without those before they forgot the first.
+
+    Paths that come from the ensemble below are what this one holds, as far as they reach the interface; those given are not,
+    so that chains from them are moved until they hold none of their frames.
+    """
+    name = f"{sampling.name}/pilot {len(sampling.interfaces) - 1}"
+    log = PathLog(store, name, sampling.plan(chains, len(chains), seed))
+    longest = sampling.max_frames(chains[0].stride)
+    paths, visited = list(chains), []
+    stored = log.replay(paths)
+    made = [np.zeros(len(path), dtype=np.int64) for path in paths]
+    k, begin = 0, pilot.n_steps // 3 if len(sampling.interfaces) > 1 else PATIENCE * pilot.n_steps
+    try:
+        while k < begin + pilot.n_steps:
+            k += 1
+            trials = next(stored, None)
+            if trials is None:
+                seeds = [integer_seed(seed, name, "chain", c, "step", k) for c in range(len(paths))]
+                top = [sampling.ensembles[-1]] * len(paths)
+                trials = sampling.move.propose(sampling.engine, paths, top, seeds=seeds, max_frames=longest)
+                log.add(trials, paths)
+            for c, trial in enumerate(trials):
+                if trial.path is not None:
+                    made[c] = made_by(trial, made[c], k)
+                    paths[c] = bare(trial.path)
+            if k > begin:
+                visited += paths
+            elif all((steps > 0).all() for steps in made):
+                begin = min(begin, k + pilot.n_steps // 3)
+    finally:
+        log.commit()
+    return visited
+
+
+def _some(paths: list[Trajectory], n: int) -> list[Trajectory]:
+    """Return at most ``n`` different ones, evenly picked."""
+    distinct = list({id(path): path for path in paths}.values())
+    return [distinct[i] for i in np.unique(np.linspace(0, len(distinct) - 1, n).round().astype(int))]

@@ -1,0 +1,100 @@
+"""Interfaces are placed by pilot runs, and runs go on until the rate is known as well as asked."""
+
+import numpy as np
+import pytest
+
+from couloir.cv.geometric import Coordinate
+from couloir.errors import DataError, StoreError
+from couloir.sampling import ToyEngine, TransitionInterfaceSampling, potentials
+from couloir.sampling.interface_placement import Pilot, boundary, next_level
+from couloir.store import Store
+from couloir.trajectory import Trajectory
+
+X = Coordinate(0, "x")
+WELL = ToyEngine(potentials.double_well(), kT=0.35, time_step=0.01, friction=1.0, threads=1)
+A, B = X < -0.8, X > 0.8
+STRIDE = 0.02
+PILOT = Pilot(n_chains=10, n_steps=15)
+
+
+@pytest.fixture(scope="module")
+def reactive():
+    """A path by hand: pilot runs must forget it."""
+    line = np.linspace(-0.85, 0.85, 40)
+    return [Trajectory(line[:, None, None], STRIDE)]
+
+
+def placed(reactive, **settings):
+    return TransitionInterfaceSampling.from_paths(reactive, WELL, A, B, along=X, seed=1, pilot=PILOT, max_duration=100, **settings)
+
+
+def test_interfaces_lie_between_a_and_b_and_a_good_share_of_paths_reaches_each(reactive):
+    sampling = placed(reactive)
+    levels = np.array(sampling.interfaces)
+    assert levels[0] == -0.8
+    assert levels[-1] < 0.8
+    assert 2 <= len(levels) <= 8
+    samples = sampling.run(n_cycles=50, seed=2, n_sets=6, discard=10)
+    local = samples.crossing.local
+    assert (local > 0.08).all()
+    assert (local[:-1] < 0.75).all()
+    assert "rare-crossing" not in [f.code for f in samples.crossing.findings]
+
+
+def test_a_run_goes_on_until_the_relative_error_is_reached_and_not_much_longer(reactive):
+    sampling = placed(reactive)
+    samples = sampling.run(relative_error=0.25, seed=3, n_sets=4)
+    rate = samples.rate
+    assert rate.rate.relative_error <= 0.25
+    assert samples.step.max() >= 100
+    rough = sampling.run(relative_error=0.9, seed=3, n_sets=4)
+    assert rough.step.max() <= samples.step.max()
+    assert rough.step.min() == rough.step.max() // 10 + 1
+
+
+def test_pilot_runs_and_rounds_go_on_from_a_store_bit_for_bit(reactive, tmp_path):
+    whole = placed(reactive).run(relative_error=2.0, n_cycles=110, seed=3, n_sets=2)
+
+    def stop_at_seven(done, _):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    store = Store(tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt):
+        placed(reactive, store=store).run(n_cycles=20, seed=3, n_sets=2, store=store, on_progress=stop_at_seven)
+    again = placed(reactive, store=store)
+    assert again.interfaces == placed(reactive).interfaces
+    found = again.run(relative_error=2.0, n_cycles=110, seed=3, n_sets=2, store=store)
+    np.testing.assert_array_equal(found.maximum, whole.maximum)
+    with pytest.raises(StoreError, match="different seed"):
+        TransitionInterfaceSampling.from_paths(reactive, WELL, A, B, along=X, seed=2, pilot=PILOT, max_duration=100, store=store)
+
+
+def test_the_next_interface_is_where_the_share_is_nearest():
+    maxima, back = np.arange(1.0, 11.0), np.zeros(10, dtype=bool)
+    assert next_level(maxima, back) == 8.0  # 8, 9 and 10 reach it
+    near = back.copy()
+    near[-2:] = True
+    assert next_level(maxima, near) is None
+    assert next_level(np.array([1.0, 2.0, 2.0, 2.0, 9.0, 9.0]), np.array([0, 0, 0, 0, 0, 1], dtype=bool)) == 9.0
+    assert next_level(np.full(10, 3.0), back) is None
+
+
+def test_a_state_without_a_limit_along_the_order_parameter_is_refused():
+    with pytest.raises(DataError, match="no limit along x"):
+        boundary(Coordinate(0, "y") < 0.0, X)
+
+
+def test_paths_that_are_cut_off_are_found(reactive):
+    sampling = TransitionInterfaceSampling(WELL, A, B, X, (-0.8, -0.6), max_duration=1.5)
+    samples = sampling.run(reactive, 40, seed=1, n_sets=4)
+    [finding] = [f for f in samples.rate.findings if f.code == "paths-cut"]
+    assert "[0-]" in finding.message
+
+
+def test_a_run_without_an_end_is_refused(reactive):
+    sampling = TransitionInterfaceSampling(WELL, A, B, X, (-0.8,), max_duration=50)
+    with pytest.raises(DataError, match="says when to stop"):
+        sampling.run(reactive, seed=1)
+    with pytest.raises(DataError, match="positive"):
+        sampling.run(reactive, 10, relative_error=0.0, seed=1)

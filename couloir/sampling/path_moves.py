@@ -189,8 +189,8 @@ class ShootingMove:
 
         Raises
         ------
-        DataError : numbers of paths, seeds or anchors or strides differ, a path lacks velocities or the move its anchors, or
-            one side is to be made anew by dynamics that has next to no noise.
+        DataError : numbers of paths, seeds or anchors or strides differ, a path lacks velocities or the move its anchors, the
+            dynamics is not reversible, or one side is to be made anew by dynamics that has next to no noise.
         """
         self._check(engine, paths, seeds)
         if self.offsets and (anchors is None or len(anchors) != len(paths)):
@@ -210,6 +210,11 @@ class ShootingMove:
     def _check(self, engine: Engine, paths: Sequence[Trajectory], seeds: Sequence[int]) -> None:
         if not paths or len(paths) != len(seeds):
             raise DataError(f"{len(paths)} paths and {len(seeds)} seeds, expected one seed for each of at least one path")
+        if not getattr(engine, "reversible", True):
+            raise DataError(
+                "the dynamics is driven, so that it does not run backwards as it runs forwards: shooting would sample other paths than it has",
+                "use an engine whose forces follow from an energy, with thermal noise",
+            )
         for i, path in enumerate(paths):
             if not math.isclose(path.stride, paths[0].stride):
                 raise DataError(f"path {i} has a frame every {path.stride:g} ps, path 0 every {paths[0].stride:g} ps")

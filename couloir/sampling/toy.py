@@ -108,6 +108,13 @@ class ToyEngine:
         return np.stack([one * dt / (2 * self.mass), one * dt / 2, keep, width])
 
     @property
+    def reversible(self) -> bool:
+        """Whether forces follow from an energy, and noise is that of ``kT`` in every coordinate: only then may a path run backwards."""
+        circular = np.array([period is not None for period in self.potential.periods])
+        thermal = np.allclose(self._noise, np.sqrt(2 * self._kT * self._mobility))
+        return bool(thermal and not self._driven.any() and not (self._drift[circular] != 0).any())
+
+    @property
     def kT(self) -> float:
         """Thermal energy, kJ/mol."""
         return self._kT

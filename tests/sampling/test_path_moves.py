@@ -215,6 +215,23 @@ def test_a_limit_that_changes_the_lengths_of_paths_is_reported(move):
     assert found == {12: True, 24: False}  # mean lengths are 7.0 and 7.5
 
 
+@pytest.mark.parametrize("driving", [{"noise": [1.0, 0.1]}, {"noise": 0.0}, {"driven": ["y"]}])
+def test_dynamics_that_is_not_reversible_is_refused(driving):
+    engine = ToyEngine(WELL, kT=2.0, time_step=2e-3, threads=1, **driving)
+    with pytest.raises(DataError, match="does not run backwards"):
+        ShootingMove.one_way().propose(engine, [first()], WELL_PATHS, seeds=[1], max_frames=99)
+
+
+def test_a_constant_force_is_reversible_on_a_line_and_drives_on_a_circle():
+    assert ToyEngine(WELL, drift=[0.0, 3.0]).reversible
+    assert ToyEngine(WELL, kT=2.0, friction=3.0, masses=4.0).reversible
+    circle = potentials.hidden_barrier(periodic=True)
+    around = [1.0 if period is not None else 0.0 for period in circle.periods]
+    assert any(around)
+    assert ToyEngine(circle).reversible
+    assert not ToyEngine(circle, drift=around).reversible
+
+
 def test_an_engine_that_cannot_run_at_all_says_why():
     class Broken(Walk):
         def propagate(self, *_, **__):

@@ -212,7 +212,7 @@ class ShootingMove:
             raise DataError(f"{len(paths)} paths and {len(seeds)} seeds, expected one seed for each of at least one path")
         if not getattr(engine, "reversible", True):
             raise DataError(
-                "the dynamics is driven, so that it does not run backwards as it runs forwards: shooting would sample other paths than it has",
+                "the dynamics is driven, so it does not run backwards as it runs forwards: shooting would sample other paths than it has",
                 "use an engine whose forces follow from an energy, with thermal noise",
             )
         for i, path in enumerate(paths):

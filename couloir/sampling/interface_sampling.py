@@ -232,14 +232,16 @@ class TransitionInterfaceSampling:
                     if on_progress is not None:
                         on_progress(k, n_cycles)
                     if relative_error is not None and k == look:
-                        if _known(sets.samples(k // 10 if discard is None else discard), relative_error):
+                        if k > (discard or 0) and _uncertain(sets.samples(k // 10 if discard is None else discard), relative_error) is None:
                             break
                         look += look // 2
             finally:
                 log.commit()
         if discard is None:
             discard = 0 if relative_error is None else k // 10
-        return sets.samples(discard)
+        samples = sets.samples(discard)
+        lacking = None if relative_error is None else _uncertain(samples, relative_error)
+        return samples if lacking is None else replace(samples, findings=(*samples.findings, lacking))
 
     def _cycle(self, sets: _Sets, k: int, seed: int, stored: Iterable[list[Trial]], log: PathLog) -> None:
         replay = iter(stored)
@@ -362,7 +364,7 @@ class _Sets:
         self.max_frames = sampling.max_frames(starts[0].stride)
         self.facts = [self._facts(path, e) for path, (_, e) in zip(starts, self.places, strict=True)]
         self.tried = self.accepted = 0
-        self.cut = np.zeros(self.n_ensembles, dtype=np.int64)
+        self.cut, self.taken = np.zeros((2, self.n_ensembles), dtype=np.int64)
         self.force_evaluations = 0
         self._noted: list[list[tuple[float, float, int, bool]]] = []
         self._steps: list[int] = []
@@ -381,6 +383,7 @@ class _Sets:
             self.force_evaluations += trial.force_evaluations
             self.tried += trial.frame_old >= 0
             self.cut[self.places[c][1]] += trial.reason == "max length"
+            self.taken[self.places[c][1]] += trial.accepted
             if trial.accepted and trial.path is not None:
                 self.accepted += trial.frame_old >= 0
                 self.paths[c] = bare(trial.path)
@@ -423,7 +426,8 @@ class _Sets:
         return found.after(discard) if discard else found
 
     def _findings(self) -> tuple[Finding, ...]:
-        share = self.cut / max(1, len(self._steps) * self.n_sets)
+        # only trials that the acceptance would let grow that long are cut off, so those it rejects do not count
+        share = self.cut / np.maximum(1, self.cut + self.taken)
         if not (share > CUT).any():
             return ()
         names = ", ".join(f"{'[0-]' if e == 0 else f'[{e - 1}+]'} ({share[e]:.0%})" for e in np.flatnonzero(share > CUT))
@@ -445,13 +449,19 @@ class _Sets:
         return float(values.max()), float(values.min()), len(path), bool(self.sampling.region_b.contains(path.positions[-1:])[0])
 
 
-def _known(samples: InterfaceSamples, relative_error: float) -> bool:
-    """Whether the rate is known to ``relative_error`` by enough blocks; not when some interface has not been reached from below."""
+def _uncertain(samples: InterfaceSamples, relative_error: float) -> Finding | None:
+    """Return why the rate is not yet known to ``relative_error`` by enough blocks, or None when it is."""
     try:
         rate = samples.rate
-    except DataError:
-        return False
-    return rate.rate.relative_error <= relative_error and not any(f.code == "few-blocks" for f in rate.findings)
+    except DataError as error:
+        text = error.message
+    else:
+        few = [f.message for f in rate.findings if f.code == "few-blocks"]
+        if rate.rate.relative_error <= relative_error and not few:
+            return None
+        text = few[0] if few else f"its relative error is {rate.rate.relative_error:.2g}"
+    text = f"the rate is not known to {relative_error:g} after {samples.step.max()} cycles: {text}"
+    return Finding("rate-uncertain", text, "the same call with a larger n_cycles goes on from its store")
 
 
 def _unchanged(evaluations: int) -> Trial:

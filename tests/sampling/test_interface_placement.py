@@ -52,6 +52,13 @@ def test_a_run_goes_on_until_the_relative_error_is_reached_and_not_much_longer(r
     assert rough.step.min() == rough.step.max() // 10 + 1
 
 
+def test_a_budget_that_ends_before_the_error_is_reached_is_said_so(reactive):
+    sampling = TransitionInterfaceSampling(WELL, A, B, X, (-0.8, -0.5, -0.2), max_duration=100)
+    samples = sampling.run(reactive, 20, relative_error=0.01, seed=4, n_sets=2)
+    [finding] = [f for f in samples.findings if f.code == "rate-uncertain"]
+    assert "0.01 after 20 cycles" in finding.message
+
+
 def test_pilot_runs_and_rounds_go_on_from_a_store_bit_for_bit(reactive, tmp_path):
     whole = placed(reactive).run(relative_error=2.0, n_cycles=110, seed=3, n_sets=2)
 

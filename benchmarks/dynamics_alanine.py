@@ -3,7 +3,8 @@
 A model of 64-frame snippets (1.28 ps) of vacuum dynamics is trained, or read where ``FOLDER`` holds one, and its snippets are compared with
 held-out simulation.  With ``--no-crossings`` its training data are cut into pieces that stay in C7eq or in C7ax; then paths from one to the
 other are inpainted and judged by real dynamics, in force evaluations per reactive path beside brute force.  ``--others FOLDER`` takes
-simulations made by others instead (``ala2.pdb`` and ``t*.dcd``, implicit solvent, a frame per ps), without paths.
+simulations made by others instead (``ala2.pdb`` and ``t*.dcd``, implicit solvent, a frame per ps), without paths.  ``--cartesian`` trains
+the same network as long on aligned Cartesian coordinates, which the paper has, instead of internal ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from benchmarks.systems import alanine
 from benchmarks.systems import snippet_measures as of
 from couloir.cv import Dihedral
 from couloir.errors import ModelError, SimulationError
-from couloir.generative import FittedTrajectoryDiffusion, TrajectoryDiffusion
+from couloir.generative import FittedTrajectoryDiffusion, HeavyAtoms, HeavyInternal, TrajectoryDiffusion
 from couloir.generative.trajectory_diffusion import DEFAULT_PLAN
 from couloir.sampling import reactive_seeds
 from couloir.sampling.path_scores import score_paths, superposed_distance
@@ -30,7 +31,9 @@ from couloir.trajectory import Array, Trajectory
 
 N_FRAMES, N_CALLS, SHOTS_PER_PATH = 64, 20, 4
 SCALES: dict[str, dict[str, Any]] = {
-    "small": {"c7eq": (2, 1), "c7ax": (2, 1), "waiting": 5, "generated": 2_000, "paths": 50, "steps": 3_000, "batch": 64, "channels": 32},
+    "small": {
+        "c7eq": (18, 2), "c7ax": (9, 2), "waiting": 5, "generated": 2_000, "paths": 200, "steps": 5_000, "batch": 64, "channels": 32,
+    },
     "paper": {
         "c7eq": (20, 2), "c7ax": (10, 2), "waiting": 20, "generated": 10_000, "paths": 500, "steps": 100_000, "batch": 512, "channels": 128,
     },
@@ -94,12 +97,13 @@ def others(folder: Path) -> Data:
     return Data(topology, 1.0, frames[:-1], frames[-1:])
 
 
-def train(scale: str, data: Data, folder: Path, steps: int | None) -> FittedTrajectoryDiffusion:
+def train(scale: str, data: Data, folder: Path, steps: int | None, cartesian: bool) -> FittedTrajectoryDiffusion:
     """Return the model in ``folder``, trained now unless it is there."""
     if (folder / "model.json").exists():
         return TrajectoryDiffusion.load(folder)
     size = SCALES[scale]
-    untrained = TrajectoryDiffusion(data.topology, N_FRAMES, base_channels=size["channels"], head="plain", attention=scale == "paper")
+    representation = HeavyAtoms(data.topology) if cartesian else HeavyInternal(data.topology)
+    untrained = TrajectoryDiffusion(representation, N_FRAMES, base_channels=size["channels"], head="plain")
     plan = replace(DEFAULT_PLAN, steps=steps or size["steps"], batch_size=size["batch"], learning_rate=2e-3, held_out_rows=256)
 
     def tell(step: int, now: float, held_out: float) -> None:
@@ -244,15 +248,17 @@ def main() -> None:
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     parser.add_argument("--model", type=Path, default=None, help="folder that holds the model, or will")
     parser.add_argument("--no-crossings", action="store_true", help="learn from pieces that stay on one side of phi; then inpaint across")
+    parser.add_argument("--cartesian", action="store_true", help="aligned Cartesian coordinates, as the paper has, not internal ones")
     parser.add_argument("--others", type=Path, default=None, help="folder of simulations made by others")
     parser.add_argument("--steps", type=int, default=None, help="gradient steps, to try something out")
     arguments = parser.parse_args()
     if arguments.others is not None and arguments.no_crossings:
         parser.error("--no-crossings needs the vacuum simulations, not --others")
     kind = "_others" if arguments.others is not None else "_no_crossings" if arguments.no_crossings else ""
+    kind += "_cartesian" if arguments.cartesian else ""
     data = vacuum(arguments.scale, arguments.no_crossings) if arguments.others is None else others(arguments.others)
     folder = arguments.model or alanine.RUNS / f"dynamics_alanine{kind}_{arguments.scale}"
-    model = train(arguments.scale, data, folder, arguments.steps)
+    model = train(arguments.scale, data, folder, arguments.steps, arguments.cartesian)
     rows = measure(model, data, SCALES[arguments.scale]["generated"])
     if arguments.no_crossings:
         rows += across_phi(model, data, arguments.scale, SCALES[arguments.scale]["paths"])

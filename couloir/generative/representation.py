@@ -6,8 +6,9 @@ A representation is a change of variables ``x = encode(positions)`` on configura
 
 Coordinates of x are of two kinds: *circular* ones are angles in [-pi, pi), unscaled; all others are standardized to zero
 mean and unit variance over the data given to :meth:`Representation.fit`.  ``fit`` returns a new, fitted object.
-:class:`Vector` serves toy systems, :class:`Cartesian` aligned atoms, :class:`~couloir.generative.heavy_atoms.HeavyAtoms` all
-but the hydrogens, and :class:`~couloir.generative.internal.InternalCoordinates` bonds, angles and torsions.
+:class:`Vector` serves toy systems, :class:`Cartesian` aligned atoms, :class:`~couloir.generative.internal.InternalCoordinates`
+bonds, angles and torsions; :class:`~couloir.generative.heavy_atoms.HeavyAtoms` and
+:class:`~couloir.generative.heavy_internal.HeavyInternal` are the same without hydrogens, for snippets of trajectories.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ class TrajectoryDiffusion:
 
     Parameters
     ----------
-    system : how frames become vectors, such as ``Vector()`` for toy systems; a topology stands for its aligned heavy atoms.
+    system : how frames become vectors, such as ``Vector()`` for toy systems; a topology stands for ``HeavyInternal(topology)``,
+        the internal coordinates of its heavy atoms; the paper has aligned Cartesian ones, ``HeavyAtoms(topology)``.
     n_frames : frames of a snippet, or the shortest and the longest.
     temperature_conditioned : learn from trajectories at several temperatures, to generate at any between them.
     schedule : noise schedule, one that does not see angles: coordinates with a period cannot be generated.
@@ -86,9 +87,9 @@ class TrajectoryDiffusion:
         if isinstance(system, Representation):
             self.representation = system
         else:
-            from couloir.generative.heavy_atoms import HeavyAtoms
+            from couloir.generative.heavy_internal import HeavyInternal
 
-            self.representation = HeavyAtoms(system)
+            self.representation = HeavyInternal(system)
         low, high = (n_frames, n_frames) if isinstance(n_frames, SupportsIndex) else n_frames
         self.lengths = int(low), int(high)
         if not 2 <= self.lengths[0] <= self.lengths[1]:
@@ -105,10 +106,14 @@ class TrajectoryDiffusion:
 
     @classmethod
     def as_published(cls, system: Representation | mdtraj.Topology, n_frames: int = 64, **options: Any) -> TrajectoryDiffusion:
-        """Return the model of the paper: variance-preserving noise, noise prediction, energy head, attention.
+        """Return the model of the paper: variance-preserving noise, noise prediction, energy head, attention, aligned heavy atoms.
 
         Train it with ``plan=PAPER_PLAN``.  Coordinates have unit variance instead of the range [-1, 1].
         """
+        if not isinstance(system, Representation):
+            from couloir.generative.heavy_atoms import HeavyAtoms
+
+            system = HeavyAtoms(system)
         return cls(system, n_frames, schedule=VPLinear(), **{"prediction": "noise", "base_channels": 128, **options})
 
     def fit(

@@ -64,7 +64,7 @@ class Engine(Protocol):
         Parameters
         ----------
         states : where each walker starts; missing velocities are drawn at the engine's temperature.
-        duration : time per walker (ps, text or Quantity); a multiple of the strides.
+        duration : time (ps, text or Quantity), one for all or one per walker; multiples of the strides.
         stride : time between kept frames; None keeps no frames (shape (0, n_atoms, 3)).
         bias : one for all, or one per walker (None: no bias).  Its CVs are looked up by name in ``record``, which
             therefore lists every CV that is biased, plus any other to record.
@@ -86,7 +86,7 @@ class Engine(Protocol):
         ------
         SimulationError : a walker's positions, or an energy that is recorded, stopped being finite; names walker and frame, and carries the
             trajectories sampled until then as ``partial``.
-        DataError : shapes, strides or numbers of biases and seeds do not fit.
+        DataError : shapes, strides or numbers of durations, biases and seeds do not fit.
         """
         ...
 
@@ -149,3 +149,22 @@ def schedule(duration: Any, stride: Any, record_stride: Any, time_step: float) -
             "make the duration a multiple of the stride, and the stride a multiple of the record stride",
         )
     return total // record, record, 0 if frame is None else frame // record
+
+
+def schedules(duration: Any, n: int, stride: Any, record_stride: Any, time_step: float) -> tuple[list[int], int, int]:
+    """Return (number of records of each of ``n`` walkers, steps per record, records per kept frame; 0 keeps none).
+
+    Raises
+    ------
+    DataError : the times are not multiples of each other, there is not one duration per walker, or durations differ where no
+        stride says when to record.
+    """
+    if not isinstance(duration, (list, tuple, np.ndarray)):
+        n_records, record, frame = schedule(duration, stride, record_stride, time_step)
+        return [n_records] * n, record, frame
+    if len(duration) != n:
+        raise DataError(f"{len(duration)} durations for {n} walkers", "give one duration, or one per walker")
+    each = [schedule(one, stride, record_stride, time_step) for one in duration]
+    if len({one[1:] for one in each}) > 1:
+        raise DataError("durations differ between walkers, and nothing says when to record", "give a stride or a record_stride")
+    return [one[0] for one in each], *each[0][1:]

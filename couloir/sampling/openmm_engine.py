@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from couloir.sampling import _openmm_tasks as single
 from couloir.sampling import _openmm_worker as worker
 from couloir.sampling._openmm_bias import BiasPlan, plan_bias
 from couloir.sampling._pool import available_cores, run_tasks
-from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
+from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedules
 from couloir.sampling.platforms import PlatformSpeed, available_platforms, platform_properties, time_platforms
 from couloir.trajectory import Array, Series, State, Trajectory
 from couloir.units import kt, positive
@@ -97,6 +98,11 @@ class OpenMMEngine:
         return np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
 
     @property
+    def periodic(self) -> bool:
+        """Whether the system has a box, which then belongs to each of its states."""
+        return self.molecule.state.box is not None
+
+    @property
     def topology(self) -> Any:
         """The molecule's mdtraj topology."""
         return self.molecule.topology
@@ -156,12 +162,12 @@ class OpenMMEngine:
         """Propagate a batch of walkers in parallel; see :meth:`couloir.sampling.engine.Engine.propagate`."""
         batch = self._checked(states)
         seeds = per_walker_seeds(seed, len(batch))
-        n_records, record_steps, frame_every = schedule(duration, stride, record_stride, self.time_step)
+        n_records, record_steps, frame_every = schedules(duration, len(batch), stride, record_stride, self.time_step)
         description = self._describe(self.platform, len(batch))
         tasks = [
             worker.WalkerTask(
                 i, description, plan, parameters, state, seeds[i],
-                n_records, record_steps, frame_every, None if record is None else tuple(record), stop, velocities,
+                n_records[i], record_steps, frame_every, None if record is None else tuple(record), stop, velocities,
             )
             for i, (state, (plan, parameters)) in enumerate(zip(batch, self._plans(bias, record or (), len(batch)), strict=True))
         ]  # fmt: skip
@@ -279,13 +285,15 @@ class OpenMMEngine:
             raise DataError(
                 f"positions {np.shape(positions)} and velocities {np.shape(velocities)} to kick do not have the shape {expected}"
             )
-        parts = np.array_split(np.arange(len(positions)), max(1, min(self.workers, len(positions) // 500)))
-        description = self._describe(self.platform, len(parts))
+        n_parts = max(1, min(self.workers, len(positions) // 500))
+        description = self._describe(self.platform, n_parts)
+        edges = [len(positions) * k // n_parts for k in range(n_parts + 1)]
         tasks = [
-            single.KickTask(i, description, positions[rows], velocities[rows], None if boxes is None else boxes[rows], fraction)
-            for i, rows in enumerate(parts)
+            single.KickTask(i, description, positions[a:b], velocities[a:b], None if boxes is None else boxes[a:b], fraction)
+            for i, (a, b) in enumerate(pairwise(edges))
         ]
-        return np.concatenate(self._run(single.run_kicks, tasks))
+        kicked = self._run(single.run_kicks, tasks)
+        return kicked[0] if n_parts == 1 else np.concatenate(kicked)
 
     def _describe(self, platform: str, n_walkers: int = 1) -> worker.Description:
         if (platform, n_walkers) not in self._descriptions:

@@ -23,7 +23,7 @@ from couloir.cv.bias import Bias
 from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError, nearest
 from couloir.sampling import toy_kernels
-from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedule
+from couloir.sampling.engine import OnResult, as_states, per_walker_biases, per_walker_seeds, schedules
 from couloir.sampling.potentials import ToyPotential
 from couloir.sampling.toy_blocks import Block, Dynamics, Task, advance
 from couloir.sampling.toy_terms import biases_on, check_biases, compile_walkers
@@ -181,27 +181,29 @@ class ToyEngine:
         """
         start, silent, record = as_states(states), record is None, record or ()
         biases, seeds = per_walker_biases(bias, len(start)), per_walker_seeds(seed, len(start))
-        n_records, n_steps, per_frame = schedule(duration, stride, record_stride, self.time_step)
+        n_records, n_steps, per_frame = schedules(duration, len(start), stride, record_stride, self.time_step)
         x, v, rng = self._start(start, seeds)
         extra = [] if stop is None else [cv for cv in stop.cvs if cv.name not in {c.name for c in record}]
-        task = Task(x, v, rng, tuple(record), (*record, *extra), biases, stop, n_records, n_steps, per_frame, velocities)
+        limits = np.array(n_records)
+        task = Task(x, v, rng, tuple(record), (*record, *extra), biases, stop, limits, n_steps, per_frame, velocities)
         check_biases(biases, record)
         fast = compile_walkers(task.cvs, biases, stop, self.potential.n_dim)
         blocks: list[list[Block]] = [[] for _ in start]
         out: dict[int, Trajectory] = {}
-        active, at, size = np.arange(len(start)), 0, _FIRST_BLOCK if stop is not None else n_records
+        active, at, size = np.arange(len(start)), 0, _FIRST_BLOCK if stop is not None else max(n_records)
         while len(active):
-            n = min(size, max(1, _BLOCK_STEPS // n_steps), n_records - at)
-            n = min(n_records - at, -(-n // per_frame) * per_frame if per_frame else n)
+            longest = int(limits[active].max()) - at
+            n = min(size, max(1, _BLOCK_STEPS // n_steps), longest)
+            n = min(longest, -(-n // per_frame) * per_frame if per_frame else n)
             for w, block in zip(active, advance(self._dynamics, task, fast, active, n, self.threads), strict=True):
                 blocks[w].append(block)
             at, size = at + n, size * 2
-            ready = [int(w) for w in active if task.finished[w] or at == n_records]
-            for walker in ready:
+            ended = (task.finished[active] > 0) | (task.done[active] == limits[active])
+            for walker in active[ended].tolist():
                 out[walker] = self._collect(task, walker, blocks[walker], silent)
                 if on_result is not None and task.finished[walker] != 2:
                     on_result(walker, out[walker])
-            active = active[task.finished[active] == 0] if at < n_records else active[:0]
+            active = active[~ended]
         results = [out[w] for w in range(len(start))]
         self._check_finite(task, blocks, results)
         return results
@@ -268,7 +270,7 @@ class ToyEngine:
         keep = task.velocities and self.underdamped and task.per_frame
         return Trajectory(
             positions=np.concatenate([b.positions for b in blocks])[:, None, :],
-            stride=step * (task.per_frame or task.n_records),
+            stride=step * (task.per_frame or int(task.n_records[walker])),
             velocities=np.concatenate([b.velocities for b in blocks])[:, None, :] if keep else None,
             series=None if silent else series,
             last=State(task.x[walker][None], task.v[walker][None] if self.underdamped else None),

@@ -67,9 +67,11 @@ class Task:
     record, cvs : CVs to record, and those with the CVs of the stop region.
     biases : one per walker.
     stop : ends a walker at the first record inside it.
-    n_records, n_steps, per_frame : records in all, steps per record and records per kept frame (0 keeps none).
+    n_records : (n_walkers,) records in all.
+    n_steps, per_frame : steps per record and records per kept frame (0 keeps none).
     velocities : keep velocities with the frames.
     finished : (n_walkers,) 0 goes on, 1 stopped inside the region, 2 failed.
+    done : (n_walkers,) records made.
     """
 
     x: Array
@@ -79,14 +81,15 @@ class Task:
     cvs: tuple[CollectiveVariable, ...]
     biases: list[Bias | None]
     stop: Region | None
-    n_records: int
+    n_records: Ints
     n_steps: int
     per_frame: int
     velocities: bool
     finished: Ints = field(init=False)
+    done: Ints = field(init=False)
 
     def __post_init__(self) -> None:
-        self.finished = np.zeros(len(self.x), dtype=np.int64)
+        self.finished, self.done = np.zeros((2, len(self.x)), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +115,8 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
     values, energies = np.zeros((m, n, len(task.cvs))), np.zeros((m, n))
     positions, speeds = np.zeros((m, frames, d)), np.zeros((m, frames, d) if keep else (0, 0, 0))
     x, v, rng = task.x[active], task.v[active], task.rng[active]
-    finished, done = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
-    results: tuple[Any, ...] = (x, v, rng, finished, done, values, energies, positions, speeds)
+    left, finished, done = task.n_records[active] - task.done[active], np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
+    results: tuple[Any, ...] = (x, v, rng, left, finished, done, values, energies, positions, speeds)
 
     def part(rows: slice) -> None:
         mine = tuple(a[rows] if len(a) else a for a in results)
@@ -132,6 +135,7 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
         with ThreadPoolExecutor(n_threads) as pool:
             list(pool.map(part, [slice(a, b) for a, b in pairwise(edges)]))
     task.x[active], task.v[active], task.rng[active], task.finished[active] = x, v, rng, finished
+    task.done[active] += done
     kept = done // task.per_frame if task.per_frame else 0 * done
     return [
         Block(values[w, :k], energies[w, :k], positions[w, : kept[w]], speeds[w, : kept[w]] if keep else positions[w, :0])
@@ -140,7 +144,7 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
 
 
 def _numpy_block(
-    dynamics: Dynamics, task: Task, walkers: Ints, x: Array, v: Array, rng: Any, finished: Ints, done: Ints,
+    dynamics: Dynamics, task: Task, walkers: Ints, x: Array, v: Array, rng: Any, left: Ints, finished: Ints, done: Ints,
     values: Array, energies: Array, frames: Array, speeds: Array,
 ) -> None:  # fmt: skip
     """The compiled loop in NumPy, for CVs, biases and regions that it does not know."""
@@ -185,5 +189,7 @@ def _numpy_block(
             inside = task.stop.contains_values({cv.name: values[live, r, k] for k, cv in enumerate(task.cvs)})
             finished[live[inside]] = 1
             live, f = live[~inside], f[~inside]
+        going = left[live] > r + 1
+        live, f = live[going], f[going]
         if not len(live):
             break

@@ -273,10 +273,10 @@ def _inside(values: Array, low: Array, high: Array) -> bool:
 def propagate_block(
     kind: int, p: Array, periods: Array, driven: Any, drift: Array, underdamped: bool, coefficients: Array,
     along: Array, terms: Array, directions: Array, cv_period: Array, low: Array, high: Array,
-    n_steps: int, per_frame: int, x: Array, v: Array, rng: Any, finished: Any, done: Any,
+    n_steps: int, per_frame: int, x: Array, v: Array, rng: Any, left: Any, finished: Any, done: Any,
     values: Array, energies: Array, frames: Array, frame_velocities: Array,
 ) -> None:  # fmt: skip
-    """Advance walkers by up to ``energies.shape[1]`` records of ``n_steps`` steps; see ``ToyEngine`` for the arguments.
+    """Advance walkers by up to ``energies.shape[1]`` records, at most ``left``, of ``n_steps`` steps; see ``ToyEngine``.
 
     ``finished``: 0 goes on, 1 entered one of the stop boxes, 2 stopped being finite (x and v stay at the last record).
     ``done``: number of records written.  ``coefficients`` rows, per coordinate: overdamped (mobility dt, noise
@@ -289,7 +289,7 @@ def propagate_block(
         y[:] = x[w]
         u[:] = v[w]
         _force(kind, p, y, driven, drift, along[w], terms[w], f)
-        for r in range(energies.shape[1]):
+        for r in range(min(energies.shape[1], left[w])):
             energy = 0.0
             for _ in range(n_steps):
                 for i in range(n_dim):

@@ -138,6 +138,15 @@ def test_a_walker_does_not_depend_on_its_neighbours():
     assert same(alone, among)
 
 
+def test_walkers_with_durations_of_their_own_are_as_if_alone():
+    e, state = engine(), alanine().state
+    times = [0.04, 0.12, 0.02]
+    together = e.propagate([state] * 3, duration=times, stride=0.02, seed=[4, 11, 6])
+    for run, time, seed in zip(together, times, (4, 11, 6), strict=True):
+        assert same(run, e.propagate(state, duration=time, stride=0.02, seed=[seed])[0])
+        assert len(run) == round(time / 0.02)
+
+
 def test_continuing_in_another_process_equals_continuing_here():
     e, options = engine(), {"duration": "0.4 ps", "stride": "0.1 ps", "record": [PHI], "bias": HarmonicBias.on(PHI, -1.0, 100)}
     [first] = e.propagate(alanine().state, seed=[1], **options)

@@ -78,6 +78,32 @@ def test_a_walker_depends_on_its_state_bias_and_seed_alone(friction):
     same(others[1], together[1])
 
 
+@pytest.mark.parametrize("loop", ["compiled", "numpy"])
+@pytest.mark.parametrize("friction", [None, 2.0])
+def test_walkers_with_durations_of_their_own_are_as_if_alone(loop, friction, monkeypatch):
+    if loop == "numpy":
+        numpy_only(monkeypatch)
+    toy = engine(friction=friction)
+    states, times = [toy.state(c, 0.1) for c in (0.0, -1.0, 0.5, 0.2)], [0.4, 3.0, 0.2, 1.0]
+    call = {"stride": 0.2, "record_stride": 0.1, "record": [X], "velocities": True, "stop": X > 1.1}
+    arrived = []
+    together = toy.propagate(states, duration=times, seed=[1, 2, 3, 4], on_result=lambda i, _: arrived.append(i), **call)
+    assert sorted(arrived) == [0, 1, 2, 3]
+    assert {run.ended for run in together} >= {"complete"}
+    for i, run in enumerate(together):
+        assert run.ended == "stopped" or len(run) == round(times[i] / 0.2)
+        same(run, toy.propagate(states[i], duration=times[i], seed=[1 + i], **call)[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"duration": [1.0], "stride": 0.1}, "1 durations for 2 walkers"), ({"duration": [1.0, 2.0]}, "nothing says when to record")],
+)
+def test_durations_that_do_not_fit_the_walkers_are_refused(settings, message):
+    with pytest.raises(DataError, match=message):
+        engine().propagate([engine().state(0.0, 0.0)] * 2, **settings)
+
+
 def test_one_seed_for_all_gives_walkers_different_streams():
     toy = engine()
     a, b = toy.propagate([toy.state(1, 0)] * 2, duration=1.0, stride=0.1, seed=5)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,13 +26,16 @@ from couloir.errors import DataError
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, steps
 from couloir.sampling.path_ensembles import PathSet
+from couloir.sampling.path_pieces import at, backward_positions, joined, one_frame, piece
 from couloir.sampling.selectors import Selector, UniformSelector, choose, log_probability
 from couloir.sampling.velocities import fresh, has_velocities, turned, turned_paths
-from couloir.streams import integer_seed, stream
+from couloir.streams import stream
 from couloir.trajectory import State, Trajectory
 
 Direction = Literal["forward", "backward", "both"]
 Reason = Literal["accepted", "ensemble", "acceptance", "max length", "failed"]
+
+_SEEDS = 2**31 - 2  # how many: OpenMM's are positive 32-bit integers with a sign
 
 LEAST_NOISE = 1e-4
 """Friction times duration of a path below which shooting one way is refused: what is made anew follows the old path."""
@@ -68,7 +71,7 @@ class Trial:
     anchor: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Shot:
     """One chain's shot before any dynamics: from where, which way, and how long its path may become."""
 
@@ -80,6 +83,8 @@ class _Shot:
     log_u: float
     limit: int
     early: bool
+    seeds: tuple[int, ...]
+    """Of the fresh velocities and of the two halves."""
     starts: tuple[State, ...] = ()
 
     @property
@@ -189,7 +194,7 @@ class ShootingMove:
 
         Raises
         ------
-        DataError : numbers of paths, seeds or anchors or strides differ, a path lacks velocities or the move its anchors, the
+        DataError : numbers of paths, seeds or anchors or strides differ, a path lacks velocities or boxes or the move its anchors, the
             dynamics is not reversible, or one side is to be made anew by dynamics that has next to no noise.
         """
         self._check(engine, paths, seeds)
@@ -197,13 +202,13 @@ class ShootingMove:
             raise DataError(
                 "this move needs one anchor per chain", "give anchors=[trial.anchor for trial in the last trials], None at first"
             )
-        aims = [self._aim(path, seed, max_frames, a) for path, seed, a in zip(paths, seeds, anchors or [None] * len(paths), strict=True)]
-        shots = self._started(engine, aims, seeds)
+        shots = [self._aim(path, seed, max_frames, a) for path, seed, a in zip(paths, seeds, anchors or [None] * len(paths), strict=True)]
+        self._start(engine, shots)
         ensembles = list(ensemble) if isinstance(ensemble, Sequence) else [ensemble] * len(paths)
         if len(ensembles) != len(paths):
             raise DataError(f"{len(ensembles)} ensembles for {len(paths)} paths", "give one for all, or one per path")
         stops = {id(e): e.stop for e in ensembles}
-        halves = self._run(engine, shots, [stops[id(e)] for e in ensembles], seeds)
+        halves = self._run(engine, shots, [stops[id(e)] for e in ensembles])
         evaluations = steps(paths[0].stride, engine.time_step, "stride")
         return self._judged(engine, shots, halves, ensembles, evaluations)
 
@@ -215,26 +220,34 @@ class ShootingMove:
                 "the dynamics is driven, so it does not run backwards as it runs forwards: shooting would sample other paths than it has",
                 "use an engine whose forces follow from an energy, with thermal noise",
             )
+        periodic, kept = getattr(engine, "periodic", False), self.ways == 1 and has_velocities(engine)
         for i, path in enumerate(paths):
             if not math.isclose(path.stride, paths[0].stride):
                 raise DataError(f"path {i} has a frame every {path.stride:g} ps, path 0 every {paths[0].stride:g} ps")
-            if self.ways == 1 and has_velocities(engine) and path.velocities is None:
+            if periodic and path.boxes is None:
+                raise DataError(f"path {i} has no boxes, but the system is periodic", "give paths with the box of every frame")
+            if kept and path.velocities is None:
                 raise DataError(f"path {i} has no velocities, so its future cannot be made anew alone", "shoot two ways first")
-        friction = getattr(engine, "friction", None)
-        span = max(map(len, paths)) * paths[0].stride
-        if self.ways == 1 and friction is not None and np.max(friction) * span < LEAST_NOISE:
+        if self.ways == 2:
+            return
+        friction, span = getattr(engine, "friction", None), max(map(len, paths)) * paths[0].stride
+        if friction is None:
+            return
+        largest = friction if isinstance(friction, float) else float(np.max(friction))
+        if largest * span < LEAST_NOISE:
             raise DataError(
-                f"with a friction of {np.max(friction):g}/ps, dynamics has next to no noise within the {span:g} ps of a path: shooting "
+                f"with a friction of {largest:g}/ps, dynamics has next to no noise within the {span:g} ps of a path: shooting "
                 "one way from it gives the same path again",
                 "shoot two ways, or raise the friction",
             )
 
     def _aim(self, path: Trajectory, seed: int, max_frames: int, anchor: int | None) -> _Shot:
         rng = stream(seed, "shot")
-        u = float(rng.random())
-        direction: Direction = "both" if self.ways == 2 else ("forward", "backward")[int(rng.integers(2))]
+        u, way, *others = rng.random(5).tolist()
+        seeds = tuple(1 + int(_SEEDS * x) for x in others)
+        direction: Direction = "both" if self.ways == 2 else "forward" if way < 0.5 else "backward"
         if anchor is None:
-            anchor = choose(self.selector.weights(path.positions), rng)
+            anchor = choose(self.selector, path.positions, rng)
         if anchor is None:
             raise DataError("the selector gives every frame of a path the weight zero", "make it wider, or move its center")
         there, back = self._offset(direction, rng), self._offset(direction, rng)
@@ -243,7 +256,7 @@ class ShootingMove:
         frame = anchor + there
         if not 0 < frame < len(path) - 1:  # no shooting point: nothing is run, and the chain stays where it is
             frame, limit, early = anchor, 0, True
-        return _Shot(path, frame, anchor, back, direction, math.log(u) if u > 0 else -math.inf, limit, early)
+        return _Shot(path, frame, anchor, back, direction, math.log(u) if u > 0 else -math.inf, limit, early, seeds)
 
     def _offset(self, direction: Direction, rng: np.random.Generator) -> int:
         if not self.offsets:
@@ -251,21 +264,18 @@ class ShootingMove:
         weights = np.exp((self.bias if direction == "backward" else -self.bias) * np.array(self.offsets))
         return int(rng.choice(self.offsets, p=weights / weights.sum()))
 
-    def _started(self, engine: Engine, shots: Sequence[_Shot], seeds: Sequence[int]) -> list[_Shot]:
-        """Return the shots with the states that their dynamics starts from."""
-        points = [_at(shot.path, shot.frame) for shot in shots]
+    def _start(self, engine: Engine, shots: Sequence[_Shot]) -> None:
+        """Give the shots the states that their dynamics starts from: back in time, ahead, or both."""
+        points = [at(shot.path, shot.frame) for shot in shots]
         if self.ways == 2:
-            points = fresh(engine, points, [integer_seed(seed, "velocities") for seed in seeds])
+            points = fresh(engine, points, [shot.seeds[0] for shot in shots])
         back = iter(turned(engine, [p for p, shot in zip(points, shots, strict=True) if shot.direction != "forward"]))
-        behind: list[tuple[State, ...]] = [() if shot.direction == "forward" else (next(back),) for shot in shots]
-        ahead: list[tuple[State, ...]] = [
-            () if shot.direction == "backward" else (point,) for point, shot in zip(points, shots, strict=True)
-        ]
-        return [replace(shot, starts=b + f) for shot, b, f in zip(shots, behind, ahead, strict=True)]
+        for point, shot in zip(points, shots, strict=True):
+            shot.starts = (point,) if shot.direction == "forward" else (next(back),)
+            if shot.direction == "both":
+                shot.starts += (point,)
 
-    def _run(
-        self, engine: Engine, shots: Sequence[_Shot], stops: Sequence[Region], seeds: Sequence[int]
-    ) -> list[tuple[Trajectory, ...] | None]:
+    def _run(self, engine: Engine, shots: Sequence[_Shot], stops: Sequence[Region]) -> list[tuple[Trajectory, ...] | None]:
         """Return the halves of every shot, None where the old path leaves no frame for one."""
         out: list[tuple[Trajectory, ...] | None] = [None] * len(shots)
         for stop in {id(stop): stop for stop in stops}.values():
@@ -277,12 +287,12 @@ class ShootingMove:
                 propagated(
                     engine,
                     [state for i in going for state in shots[i].starts],
-                    duration=max(shots[i].budget for i in going) * stride,
+                    duration=[shots[i].budget * stride for i in going for _ in shots[i].starts],
                     stride=stride,
                     record=None,
                     stop=stop,
                     velocities=True,
-                    seed=[integer_seed(seeds[i], "half", h) for i in going for h in range(len(shots[i].starts))],
+                    seed=[seed for i in going for seed in shots[i].seeds[1 : 1 + len(shots[i].starts)]],
                 )
             )
             for i in going:
@@ -305,7 +315,7 @@ class ShootingMove:
         for i, past in zip(moving, pasts, strict=True):
             rest = verdicts[i].rest
             assert rest is not None
-            paths[i] = _joined(past, rest)
+            paths[i] = joined(past, rest)
         return [
             Trial(
                 path, ok, v.reason, v.log_ratio, shot.frame, v.frame, shot.direction, shot.kept if ok else None,
@@ -326,11 +336,11 @@ class ShootingMove:
             return out_of_time
         for past, rest in _orders(shot, halves, ensemble.directed):
             frame = shot.frame if past is None else len(past)
-            path = rest if past is None else _joined(_backward_positions(past), rest)
+            path = rest if past is None else joined(backward_positions(past), rest)
             if not ensemble.accepts(path, ends_only=True):  # the old path is of the ensemble, and dynamics stopped by itself
                 continue
-            old, new = self.selector.weights(shot.path.positions), self.selector.weights(path.positions)
-            log_ratio = log_probability(new, frame - shot.offset) - log_probability(old, shot.anchor)
+            after = log_probability(self.selector, path.positions, frame - shot.offset)
+            log_ratio = after - log_probability(self.selector, shot.path.positions, shot.anchor)
             return _Verdict("accepted" if shot.log_u < log_ratio else "acceptance", log_ratio, frame, path, past, rest)
         return _Verdict("ensemble")
 
@@ -343,47 +353,14 @@ def _orders(shot: _Shot, halves: tuple[Trajectory, ...], directed: bool) -> Iter
     """
     old, s = shot.path, shot.frame
     if shot.direction == "forward":
-        yield None, _joined(_piece(old, 0, s + 1), halves[0])
+        yield None, joined(piece(old, 0, s + 1), halves[0])
     elif shot.direction == "backward":
-        yield halves[0], _piece(old, s, len(old))
+        yield halves[0], piece(old, s, len(old))
     else:
-        back, forth = (_one_frame(state, old) for state in shot.starts)
-        yield halves[0], _joined(forth, halves[1])
+        back, forth = (one_frame(state, old) for state in shot.starts)
+        yield halves[0], joined(forth, halves[1])
         if directed:
-            yield halves[1], _joined(back, halves[0])
-
-
-# What follows makes frames of paths out of frames of paths, so nothing is checked and only what lasts is copied.
-
-
-def _at(path: Trajectory, frame: int) -> State:
-    velocities = None if path.velocities is None else path.velocities[frame]
-    return State.owning(path.positions[frame], velocities, None if path.boxes is None else path.boxes[frame])
-
-
-def _piece(path: Trajectory, first: int, end: int) -> Trajectory:
-    velocities = None if path.velocities is None else path.velocities[first:end]
-    boxes = None if path.boxes is None else path.boxes[first:end]
-    return Trajectory.owning(path.positions[first:end], path.stride, velocities, boxes, path.topology)
-
-
-def _one_frame(state: State, path: Trajectory) -> Trajectory:
-    velocities = None if state.velocities is None else state.velocities[None]
-    box = None if state.box is None else state.box[None]
-    return Trajectory.owning(state.positions[None], path.stride, velocities, box, path.topology)
-
-
-def _backward_positions(path: Trajectory) -> Trajectory:
-    boxes = None if path.boxes is None else path.boxes[::-1]
-    return Trajectory.owning(path.positions[::-1], path.stride, None, boxes, path.topology)
-
-
-def _joined(first: Trajectory, second: Trajectory) -> Trajectory:
-    """Return one path, of what both have."""
-    pairs = (first.positions, second.positions), (first.velocities, second.velocities), (first.boxes, second.boxes)
-    positions, velocities, boxes = (None if a is None or b is None else np.concatenate((a, b)) for a, b in pairs)
-    assert positions is not None
-    return Trajectory.owning(positions, first.stride, velocities, boxes, first.topology)
+            yield halves[1], joined(back, halves[0])
 
 
 def _at_least_one(name: str, frames: int) -> None:

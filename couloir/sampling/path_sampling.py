@@ -85,7 +85,7 @@ class TransitionPathSampling:
         Raises
         ------
         DataError : a first path does not connect A and B, or is longer than ``max_duration``; strides or atoms differ; or
-            there are no paths or chains to sample.
+            there are no paths or chains to sample; or boxes are missing in a periodic system.
         StoreError : the store holds another run of this name.
         """
         if n_paths < 1 or n_chains < 1:
@@ -120,9 +120,14 @@ class TransitionPathSampling:
         given = [first] if isinstance(first, Trajectory) else list(first)
         if not given:
             raise DataError("there are no first paths", "find some by reactive_seeds, two_way_shots, or a run at higher temperature")
-        shapes = {(path.positions.shape[1:], round(path.stride, 9), path.boxes is None) for path in given}
-        if len(shapes) > 1:
-            raise DataError("first paths differ in atoms, stride or box", "give paths of one system at one stride")
+        if len({(path.positions.shape[1:], round(path.stride, 9)) for path in given}) > 1:
+            raise DataError("first paths differ in atoms or stride", "give paths of one system at one stride")
+        bare = [i for i, path in enumerate(given) if path.boxes is None]
+        if getattr(self.engine, "periodic", False) and bare:
+            raise DataError(
+                f"first path {bare[0]} has no boxes, but the system is periodic: where its frames' images are is not known",
+                "give paths with the box of every frame, as the engine makes them",
+            )
         paths = [self._reactive(path, i, integer_seed(seed, "first", i)) for i, path in enumerate(given[:n_chains])]
         max_frames = _TIMES * (max(map(len, paths)) - 1) + 1
         if self.max_duration is not None:
@@ -158,6 +163,8 @@ class TransitionPathSampling:
             states = fresh(self.engine, states, seed)
         if ahead is None:
             states = turned(self.engine, states)[::-1]
+        if not getattr(self.engine, "periodic", True):  # new dynamics will not have any
+            states = [State(state.positions, state.velocities) for state in states]
         return _from_states(states, path)
 
     def _plan(self, starts: Sequence[Trajectory], max_frames: int, seed: int) -> dict[str, Any]:

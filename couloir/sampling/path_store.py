@@ -18,7 +18,7 @@ from couloir.sampling.path_moves import Direction, Reason, Trial
 from couloir.store import Arrays, Store
 from couloir.trajectory import Array, Trajectory
 
-COMMIT_SECONDS = 1.0
+COMMIT_SECONDS = 3.0
 """Steps are committed at least this often, and when a run ends or fails."""
 
 REASONS: tuple[Reason, ...] = ("accepted", "ensemble", "acceptance", "max length", "failed")
@@ -107,11 +107,20 @@ def _new_frames(trial: Trial, parent: Trajectory) -> Arrays:
         first, last = trial.shared
         start = first + trial.frame_new - trial.frame_old
         after = start + last + 1 - first
-        # a shooting point keeps its positions but may have new velocities: then it is a frame of its own
-        if all(_same(getattr(path, name), getattr(parent, name), slice(start, after), slice(first, last + 1)) for name in _KEPT):
+        # a path made one way has frames of its parent; elsewhere a shooting point keeps its positions but may have new velocities
+        if trial.direction != "both" or all(
+            _same(getattr(path, name), getattr(parent, name), slice(start, after), slice(first, last + 1)) for name in _KEPT
+        ):
             made, kept = (start, len(path) - after), (first, last + 1)
-    rows = np.r_[: made[0], len(path) - made[1] : len(path)]
-    arrays = {name: getattr(path, name)[rows] for name in _KEPT if getattr(path, name) is not None}
+    before, behind = slice(0, made[0]), slice(len(path) - made[1], len(path))
+    arrays = {}
+    for name in _KEPT:
+        array = getattr(path, name)
+        if array is not None:
+            # a slice where there is one piece: the chain keeps the path anyway
+            arrays[name] = (
+                array[before] if not made[1] else array[behind] if not made[0] else np.concatenate((array[before], array[behind]))
+            )
     return {"made": np.array(made, dtype=np.int64), "kept": np.array(kept, dtype=np.int64), **arrays}
 
 

@@ -104,16 +104,21 @@ class LorentzianSelector(_OnCV):
         return _without_ends(1 / (1 + self._distance(positions) ** 2))
 
 
-def log_probability(weights: Array, frame: int) -> float:
+def log_probability(selector: Selector, positions: Array, frame: int) -> float:
     """Return the logarithm of the probability w_i / sum w with which ``frame`` is chosen; -inf where there is none."""
-    if not 0 <= frame < len(weights) or weights[frame] <= 0:
+    if not 0 <= frame < len(positions):
         return -math.inf
-    return math.log(weights[frame]) - math.log(weights.sum())
+    if type(selector) is UniformSelector:
+        return -math.log(len(positions) - 2) if 0 < frame < len(positions) - 1 else -math.inf
+    weights = selector.weights(positions)
+    return math.log(weights[frame]) - math.log(weights.sum()) if weights[frame] > 0 else -math.inf
 
 
-def choose(weights: Array, rng: np.random.Generator) -> int | None:
+def choose(selector: Selector, positions: Array, rng: np.random.Generator) -> int | None:
     """Return a frame drawn with its probability, or None where every weight is zero."""
-    total = np.cumsum(weights)
+    if type(selector) is UniformSelector:
+        return 1 + int(rng.random() * (len(positions) - 2)) if len(positions) > 2 else None
+    total = np.cumsum(selector.weights(positions))
     if not total[-1] > 0:
         return None
     return int(np.searchsorted(total, rng.random() * total[-1], side="right"))

@@ -45,9 +45,9 @@ class Walk:
     def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
         inside = stop.contains(np.arange(N_SITES, dtype=float)[:, None, None])
         out = []
-        for state, one in zip(states, seed, strict=True):
+        for state, time, one in zip(states, duration, seed, strict=True):
             x, frames, ended = int(state.positions[0, 0]), [], "complete"
-            for u in np.random.default_rng(one).random(round(duration)).tolist():
+            for u in np.random.default_rng(one).random(round(time)).tolist():
                 x = bisect_right(self.steps[x], u)
                 frames.append(x)
                 if inside[x]:
@@ -175,6 +175,16 @@ def test_a_trial_depends_on_its_path_and_seed_alone():
         assert (alone.reason, alone.frame_old, alone.log_ratio) == (seen.reason, seen.frame_old, seen.log_ratio)
         if alone.path is not None:
             np.testing.assert_array_equal(alone.path.positions, seen.path.positions)
+
+
+@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()])
+def test_giving_up_early_saves_as_much_among_neighbours_as_alone(move):
+    paths = sorted(brute_force(None)[:40], key=len)
+    settings = {"max_frames": MAX_FRAMES}
+    together = move.propose(toy(), paths, WELL_PATHS, seeds=range(len(paths)), **settings)
+    alone = [move.propose(toy(), [path], WELL_PATHS, seeds=[i], **settings)[0] for i, path in enumerate(paths)]
+    assert any(t.reason == "acceptance" and t.log_ratio == -np.inf for t in alone)  # some are given up
+    assert [(t.reason, t.log_ratio, t.force_evaluations) for t in together] == [(t.reason, t.log_ratio, t.force_evaluations) for t in alone]
 
 
 def test_one_way_keeps_the_shared_frames_to_the_last_bit():

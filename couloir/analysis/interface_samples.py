@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from couloir.analysis.samples import IntArray
+from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array, Trajectory
 
@@ -23,6 +25,11 @@ Mask = npt.NDArray[np.bool_]
 
 MINUS = -1
 """Number of the ensemble [0-]."""
+
+
+def ensemble_name(number: int) -> str:
+    """Return the usual name of an ensemble: [0-] for -1, else [i+]."""
+    return "[0-]" if number == MINUS else f"[{number}+]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +49,12 @@ class InterfaceSamples:
     series : per name of a CV, its values (length,) along every path; empty when not recorded.
     paths : the paths themselves, one per row (rows of one path share one object); empty when not kept.
     periods : of the CVs in ``series`` that have one.
+    units : of the CVs in ``series``.
     findings : what was unsure while sampling.
+    outcomes : per outcome of a shot, how often each ensemble met it, (1 + n_interfaces,), [0-] first; empty when not known.
+        Shots of cycles that were discarded count, too.
+    exchanges : per outcome of an exchange, how often each pair of neighbours met it, (n_interfaces,), [0-] with [0+] first.
+    force_evaluations : steps of dynamics that shots and exchanges spent; 0 when not known.
 
     Raises
     ------
@@ -63,7 +75,11 @@ class InterfaceSamples:
     series: Mapping[str, tuple[Array, ...]] = field(default_factory=dict)
     paths: tuple[Trajectory, ...] = ()
     periods: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    outcomes: Mapping[str, IntArray] = field(default_factory=dict)
+    exchanges: Mapping[str, IntArray] = field(default_factory=dict)
+    force_evaluations: int = 0
 
     def __post_init__(self) -> None:
         interfaces = np.array(self.interfaces, dtype=np.float64)
@@ -93,6 +109,9 @@ class InterfaceSamples:
                 raise DataError(f"the series of {name} are not one value per frame of each path")
         if self.paths and len(self.paths) != n:
             raise DataError(f"{len(self.paths)} paths for {n} rows", "give one path per row; rows may share a path")
+        for counts, m in ((self.outcomes, len(interfaces) + 1), (self.exchanges, len(interfaces))):
+            if any(np.shape(count) != (m,) for count in counts.values()):
+                raise DataError(f"outcomes must be {m} counts each", "one per ensemble for shots, one per pair of neighbours for exchanges")
 
     def __len__(self) -> int:
         return len(self.ensemble)
@@ -136,6 +155,26 @@ class InterfaceSamples:
         series = {name: tuple(values[i] for i in rows) for name, values in self.series.items()}
         return replace(self, **arrays, series=series, paths=tuple(self.paths[i] for i in rows) if self.paths else ())
 
+    def with_series(self, cvs: Sequence[CollectiveVariable]) -> InterfaceSamples:
+        """Return the same with CVs along the paths, each evaluated once per distinct path.
+
+        Raises
+        ------
+        DataError : paths were not kept.
+        """
+        if not self.paths:
+            raise DataError(
+                "paths were not kept, so that nothing can be evaluated along them", "sample with keep_paths=True or record=[...]"
+            )
+        distinct = {id(path): path for path in self.paths}
+        found = {cv.name: {key: cv.evaluate(path.positions) for key, path in distinct.items()} for cv in cvs}
+        series = {name: tuple(values[id(path)] for path in self.paths) for name, values in found.items()}
+        periods = {cv.name: cv.period for cv in cvs if cv.period is not None}
+        units = {cv.name: cv.unit for cv in cvs}
+        return replace(
+            self, series={**self.series, **series}, periods={**self.periods, **periods}, units={**self.units, **units},
+        )  # fmt: skip
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per path."""
         import pandas as pd
@@ -152,13 +191,26 @@ class InterfaceSamples:
         levels = np.append(self.interfaces, np.nan)
         for i in np.unique(self.ensemble):
             mine = self.ensemble == i
-            name, at = ("[0-]", "") if i == MINUS else (f"[{i}+]", f"{levels[i]:.4g}")
+            name, at = ensemble_name(int(i)), "" if i == MINUS else f"{levels[i]:.4g}"
             last = i in (MINUS, len(self.interfaces) - 1)
             beyond = "" if last else f"{(self.maximum[mine] >= levels[i + 1]).mean():.3f}"
             arrived = "" if i == MINUS else f"{self.ends_in_b[mine].mean():.3f}"
             time = f"{self.inside[mine].mean() * self.stride:.4g} ps"
             lines.append(f"  {name:>8} {at:>10} {int(mine.sum()):>8} {beyond:>11} {arrived:>8} {time:>12}")
+        names = [ensemble_name(i) for i in range(MINUS, len(self.interfaces))]
+        lines += _tally("shots", names, self.outcomes)
+        lines += _tally("exchanges", [f"{a} {b}" for a, b in pairwise(names)], self.exchanges)
+        if self.force_evaluations:
+            lines.append(f"  {self.force_evaluations} force evaluations")
         return "\n".join([*lines, *map(str, self.findings)])
+
+
+def _tally(title: str, names: Sequence[str], outcomes: Mapping[str, IntArray]) -> list[str]:
+    """Return a table of what became of trials, a line per ensemble or pair, or nothing where nothing was tried."""
+    if not outcomes or not sum(count.sum() for count in outcomes.values()):
+        return []
+    lines = [f"  {title:>11}" + "".join(f" {reason:>11}" for reason in outcomes)]
+    return lines + [f"  {name:>11}" + "".join(f" {count[i]:>11}" for count in outcomes.values()) for i, name in enumerate(names)]
 
 
 _ROWS = ("ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b")

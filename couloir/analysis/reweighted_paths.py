@@ -1,7 +1,7 @@
 """The reweighted path ensemble: every path of every interface ensemble with the weight it has in a long trajectory.
 
 A long trajectory in equilibrium is cut at first frames in and out of the states into paths that share no frame between their
-ends.  Paths that come from A follow from A's ensembles, with their WHAM weights (:mod:`couloir.analysis.crossing`), paths that
+ends.  Paths that come from A follow from A's ensembles, with their WHAM weights (:mod:`couloir.analysis.path_weights`), paths that
 come from B from B's; as many transitions lead from A to B as back, so each side counts with 1 / P(other state | first interface).
 Sums over frames between the ends, so weighted, are averages over time (Rogal, Lechner, Juraszek, Ensing & Bolhuis, J. Chem.
 Phys. 133, 174109 (2010), eqs. 16-20).
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from couloir.analysis.crossing import PathWeights, estimate, path_weights, positive, require_minus
+from couloir.analysis.crossing import estimate, positive, require_minus
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
+from couloir.analysis.path_weights import PathWeights, path_weights
 from couloir.analysis.positive import PositiveEstimate
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate, FreeEnergySurface
@@ -118,10 +119,11 @@ class ReweightedPaths:
 
         Parameters
         ----------
-        along : names of series that every path has.
+        along : names of series that every path has: see ``record`` of
+            :meth:`couloir.sampling.TransitionInterfaceSampling.run` and :meth:`InterfaceSamples.with_series`.
         temperature : K, or text with a unit.
         bins : their number, or one number per CV, or evenly spaced edges per CV.
-        units : of the CVs.
+        units : of the CVs; default those recorded with the series.
 
         Raises
         ------
@@ -138,12 +140,13 @@ class ReweightedPaths:
         f = f - np.nanmin(f, axis=1, keepdims=True)
         shape = tuple(len(e) - 1 for e in edges)
         periods = tuple(self.sides[0].samples.periods.get(name) for name in names)
+        known = {**self.sides[0].samples.units, **(units or {})}
         findings = self.findings
         if len(self.sides) == 1:
             text = "without paths from B this is the density of the overall state A, too low towards B"
             findings = (*findings, Finding("one-sided", text, "give B's interface ensembles too"))
         return FreeEnergySurface(
-            names, tuple((units or {}).get(name, "") for name in names), periods, tuple((e[1:] + e[:-1]) / 2 for e in edges),
+            names, tuple(known.get(name, "") for name in names), periods, tuple((e[1:] + e[:-1]) / 2 for e in edges),
             f[0].reshape(shape), error.reshape(shape), kT, "reweighted path ensemble", f[1:].reshape(-1, *shape),
             n_effective.reshape(shape), findings,
         )  # fmt: skip

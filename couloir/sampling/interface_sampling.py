@@ -23,7 +23,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.path_ensemble import PathEnsemble
@@ -42,8 +41,8 @@ from couloir.sampling.interface_ensembles import (
     require_boundary,
 )
 from couloir.sampling.interface_placement import Pilot, boundary, place
-from couloir.sampling.path_chains import CUT
-from couloir.sampling.path_moves import ShootingMove, Trial
+from couloir.sampling.interface_sets import InterfaceSets
+from couloir.sampling.path_moves import Reason, ShootingMove, Trial
 from couloir.sampling.path_sampling import OnProgress, described
 from couloir.sampling.path_store import PathLog, bare
 from couloir.sampling.velocities import fresh, has_velocities, turned, turned_paths
@@ -51,8 +50,6 @@ from couloir.store import Store
 from couloir.streams import integer_seed
 from couloir.trajectory import Trajectory
 from couloir.units import convert
-
-IntArray = npt.NDArray[np.int64]
 
 MOST_CYCLES = 20_000
 """Cycles after which a run for a relative error gives up."""
@@ -62,6 +59,8 @@ _TIMES = 20
 """Times the longest reactive path, that paths may take by default."""
 _MOST_FIRST = 64
 """Reactive paths that pilot runs start from."""
+_REASON_ENDED: dict[str, Reason] = {"stopped": "accepted", "complete": "max length", "failed": "failed"}
+"""What the end of its dynamics makes of one side of an exchange."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +177,7 @@ class TransitionInterfaceSampling:
         n_sets: int = 1,
         discard: int | None = None,
         keep_paths: bool = False,
+        record: Sequence[CollectiveVariable] = (),
         store: Store | None = None,
         on_progress: OnProgress | None = None,
     ) -> InterfaceSamples:
@@ -191,15 +191,17 @@ class TransitionInterfaceSampling:
         relative_error : go on until the standard error of the logarithm of the rate is this small and at least 8 blocks of every
             ensemble tell it; looked at after 100 cycles, and whenever there are half as many more.
         n_sets : independent sets of all ensembles, moved side by side: they use more cores, and tell errors.
-        discard : cycles at the beginning that are not returned, as first paths carry no weight; default none, or a tenth with
-            ``relative_error``.
+        discard : cycles at the beginning that are not returned; default a tenth.  First paths carry no weight, so that these are never
+            fewer than it takes until no path of any set holds a frame of them; a finding ``first-path-remains`` says when some still do.
         keep_paths : whether the paths themselves are returned.
+        record : CVs whose values along the paths are returned, for :func:`couloir.analysis.reweighted_paths`.
         store : where every step is kept; a store that holds some of this run already is continued.
         on_progress : called with the cycles done and asked for.
 
         Returns
         -------
-        One row per ensemble, set and cycle; where nothing was accepted, the old path's again.
+        One row per ensemble, set and cycle; where nothing was accepted, the old path's again.  Findings say when first paths remain,
+        when paths were cut off (``paths-cut``), when A is left for B at once (``jumps-to-b``) and when the rate is not known well enough.
 
         Raises
         ------
@@ -220,7 +222,7 @@ class TransitionInterfaceSampling:
         given = list(self.first) if first is None else [first] if isinstance(first, Trajectory) else list(first)
         starts = self._starts(given, n_sets, seed)
         log = PathLog(store, self.name, self.plan(starts, n_sets, seed))
-        sets = _Sets(self, starts, n_sets, keep_paths)
+        sets = InterfaceSets(self, starts, n_sets, keep_paths, record)
         stored = log.replay(sets.paths)
         look = FIRST_LOOK
         with progress_bar(self.name, n_cycles, "cycles") as bar:
@@ -232,18 +234,16 @@ class TransitionInterfaceSampling:
                     if on_progress is not None:
                         on_progress(k, n_cycles)
                     if relative_error is not None and k == look:
-                        if k > (discard or 0) and _uncertain(sets.samples(k // 10 if discard is None else discard), relative_error) is None:
+                        if k > (discard or 0) and _uncertain(sets.samples(discard), relative_error) is None:
                             break
                         look += look // 2
             finally:
                 log.commit()
-        if discard is None:
-            discard = 0 if relative_error is None else k // 10
         samples = sets.samples(discard)
         lacking = None if relative_error is None else _uncertain(samples, relative_error)
         return samples if lacking is None else replace(samples, findings=(*samples.findings, lacking))
 
-    def _cycle(self, sets: _Sets, k: int, seed: int, stored: Iterable[list[Trial]], log: PathLog) -> None:
+    def _cycle(self, sets: InterfaceSets, k: int, seed: int, stored: Iterable[list[Trial]], log: PathLog) -> None:
         replay = iter(stored)
         trials = next(replay, None)
         if trials is None:
@@ -251,7 +251,7 @@ class TransitionInterfaceSampling:
             ensembles = [self.ensembles[e] for _, e in sets.places]
             trials = self.move.propose(self.engine, sets.paths, ensembles, seeds=seeds, max_frames=sets.max_frames)
             log.add(trials, sets.paths)
-        sets.apply(trials)
+        sets.apply(trials, k)
         if not self.swaps:
             return
         sets.swap(odd=k % 2 == 1)
@@ -261,9 +261,9 @@ class TransitionInterfaceSampling:
                 seeds = [integer_seed(seed, self.name, "set", s, "exchange", k) for s in range(sets.n_sets)]
                 trials = self._exchange(sets, seeds)
                 log.add(trials, sets.paths)
-            sets.apply(trials)
+            sets.apply_exchange(trials, k)
 
-    def _exchange(self, sets: _Sets, seeds: Sequence[int]) -> list[Trial]:
+    def _exchange(self, sets: InterfaceSets, seeds: Sequence[int]) -> list[Trial]:
         """Return trials of [0-] and [0+] that take each other's end and run on from it; those of the others change nothing."""
         inner, outer = (sets.of(e) for e in (0, 1))
         ends = [piece(sets.paths[c], len(sets.paths[c]) - 2, len(sets.paths[c])) for c in inner]
@@ -271,13 +271,15 @@ class TransitionInterfaceSampling:
         ahead = self._run_on(ends, 1, [integer_seed(one, "ahead") for one in seeds], sets.max_frames)
         behind = self._run_on(begins, 0, [integer_seed(one, "behind") for one in seeds], sets.max_frames)
         per_frame = steps(sets.paths[0].stride, self.engine.time_step, "stride")
-        out = [_unchanged(0) for _ in sets.paths]
+        out = [_rejected("ensemble", 0) for _ in sets.paths]
         for c_in, c_out, new_out, new_in in zip(inner, outer, ahead, behind, strict=True):
-            spent = [per_frame * (len(new) - 2) for new in (new_in, new_out)]
-            finished = new_in.ended == new_out.ended == "stopped" and max(len(new_in), len(new_out)) <= sets.max_frames
-            taken = finished and self.ensembles[0].accepts(new_in) and self.ensembles[1].accepts(new_out)
-            for c, new, cost in ((c_in, new_in, spent[0]), (c_out, new_out, spent[1])):
-                out[c] = _taken(new, cost) if taken else replace(_unchanged(cost), reason="ensemble" if finished else "max length")
+            reasons = [_REASON_ENDED[new.ended] for new in (new_in, new_out)]
+            if reasons == ["accepted"] * 2 and not (self.ensembles[0].accepts(new_in) and self.ensembles[1].accepts(new_out)):
+                reasons = ["ensemble"] * 2
+            taken = reasons == ["accepted"] * 2
+            for c, new, reason in zip((c_in, c_out), (new_in, new_out), reasons, strict=True):
+                spent = per_frame * (len(new) - 2)
+                out[c] = _taken(new, spent) if taken else _rejected("ensemble" if reason == "accepted" else reason, spent)
         return out
 
     def _run_on(self, pairs: Sequence[Trajectory], ensemble: int, seeds: Sequence[int], max_frames: int) -> list[Trajectory]:
@@ -354,118 +356,24 @@ class TransitionInterfaceSampling:
         }  # fmt: skip
 
 
-class _Sets:
-    """The paths of all sets, ensemble after ensemble in each, and what was noted of them after each cycle."""
-
-    def __init__(self, sampling: TransitionInterfaceSampling, starts: list[Trajectory], n_sets: int, keep_paths: bool) -> None:
-        self.sampling, self.paths, self.n_sets = sampling, starts, n_sets
-        self.n_ensembles = len(sampling.ensembles)
-        self.places = [(s, e) for s in range(n_sets) for e in range(self.n_ensembles)]
-        self.max_frames = sampling.max_frames(starts[0].stride)
-        self.facts = [self._facts(path, e) for path, (_, e) in zip(starts, self.places, strict=True)]
-        self.tried = self.accepted = 0
-        self.cut, self.taken = np.zeros((2, self.n_ensembles), dtype=np.int64)
-        self.force_evaluations = 0
-        self._noted: list[list[tuple[float, float, int, bool]]] = []
-        self._steps: list[int] = []
-        self._kept: list[Trajectory] | None = [] if keep_paths else None
-
-    @property
-    def acceptance(self) -> float:
-        return self.accepted / max(1, self.tried)
-
-    def of(self, ensemble: int) -> list[int]:
-        """Return where the paths of one ensemble are, set after set."""
-        return [s * self.n_ensembles + ensemble for s in range(self.n_sets)]
-
-    def apply(self, trials: Sequence[Trial]) -> None:
-        for c, trial in enumerate(trials):
-            self.force_evaluations += trial.force_evaluations
-            self.tried += trial.frame_old >= 0
-            self.cut[self.places[c][1]] += trial.reason == "max length"
-            self.taken[self.places[c][1]] += trial.accepted
-            if trial.accepted and trial.path is not None:
-                self.accepted += trial.frame_old >= 0
-                self.paths[c] = bare(trial.path)
-                self.facts[c] = self._facts(trial.path, self.places[c][1])
-
-    def swap(self, odd: bool) -> None:
-        """Exchange the paths of [i+] and [i+1+], for every second i, where the lower one crosses the higher interface."""
-        for lower in range(1 if odd else 2, self.n_ensembles - 1, 2):
-            for c in self.of(lower):
-                if self.facts[c][0] >= self.sampling.interfaces[lower]:  # the interface of ensemble lower + 1, as [0-] has none
-                    self.paths[c], self.paths[c + 1] = self.paths[c + 1], self.paths[c]
-                    self.facts[c], self.facts[c + 1] = self.facts[c + 1], self.facts[c]
-
-    def note(self, step: int) -> None:
-        self._steps.append(step)
-        self._noted.append(list(self.facts))
-        if self._kept is not None:
-            self._kept += self.paths
-
-    def samples(self, discard: int) -> InterfaceSamples:
-        table = [row for rows in self._noted for row in rows]
-        maximum, minimum, length, ends_in_b = (np.array(column) for column in zip(*table, strict=True))
-        sets, ensembles = np.array(self.places, dtype=np.int64).T
-        n = len(self._steps)
-        found = InterfaceSamples(
-            interfaces=np.array(self.sampling.interfaces),
-            along=self.sampling.along.name,
-            unit=self.sampling.along.unit,
-            ensemble=np.tile(ensembles - 1, n),
-            chain=np.tile(sets, n),
-            step=np.repeat(np.array(self._steps, dtype=np.int64), len(self.places)),
-            maximum=maximum,
-            minimum=minimum,
-            length=length,
-            ends_in_b=ends_in_b,
-            stride=self.paths[0].stride,
-            paths=tuple(self._kept or ()),
-            findings=self._findings(),
-        )
-        return found.after(discard) if discard else found
-
-    def _findings(self) -> tuple[Finding, ...]:
-        # only trials that the acceptance would let grow that long are cut off, so those it rejects do not count
-        share = self.cut / np.maximum(1, self.cut + self.taken)
-        if not (share > CUT).any():
-            return ()
-        names = ", ".join(f"{'[0-]' if e == 0 else f'[{e - 1}+]'} ({share[e]:.0%})" for e in np.flatnonzero(share > CUT))
-        text = f"trials were cut off at the maximum length in {names}: long paths and the time they take are missing"
-        return (Finding("paths-cut", text, f"raise max_duration = {self.sampling.max_duration}"),)
-
-    def _facts(self, path: Trajectory, ensemble: int) -> tuple[float, float, int, bool]:
-        """Return maximum and minimum of the order parameter, number of frames, and whether the path ends in B.
-
-        Paths are looked at one by one because those that left A elsewhere than through the first interface are too few or
-        absent in [0+], which makes every number wrong and shows nowhere.
-        """
-        values = self.sampling.along.evaluate(path.positions)
-        beyond, outside = values > self.sampling.interfaces[0], np.full(len(values), ensemble > 0)
-        outside[0] = ensemble == 0
-        outside[-1] = ensemble == 0 or beyond[-1]  # in A or B
-        if (beyond != outside).any():
-            require_boundary([path], self.sampling.region_a, self.sampling.along, self.sampling.interfaces[0])
-        return float(values.max()), float(values.min()), len(path), bool(self.sampling.region_b.contains(path.positions[-1:])[0])
-
-
 def _uncertain(samples: InterfaceSamples, relative_error: float) -> Finding | None:
     """Return why the rate is not yet known to ``relative_error`` by enough blocks, or None when it is."""
+    remains = [f.message for f in samples.findings if f.code == "first-path-remains"]
     try:
         rate = samples.rate
     except DataError as error:
         text = error.message
     else:
         few = [f.message for f in rate.findings if f.code == "few-blocks"]
-        if rate.rate.relative_error <= relative_error and not few:
+        if rate.rate.relative_error <= relative_error and not few and not remains:
             return None
-        text = few[0] if few else f"its relative error is {rate.rate.relative_error:.2g}"
+        text = (remains + few)[0] if remains or few else f"its relative error is {rate.rate.relative_error:.2g}"
     text = f"the rate is not known to {relative_error:g} after {samples.step.max()} cycles: {text}"
     return Finding("rate-uncertain", text, "the same call with a larger n_cycles goes on from its store")
 
 
-def _unchanged(evaluations: int) -> Trial:
-    return Trial(None, False, "ensemble", -math.inf, -1, -1, "both", None, evaluations)
+def _rejected(reason: Reason, evaluations: int) -> Trial:
+    return Trial(None, False, reason, -math.inf, -1, -1, "both", None, evaluations)
 
 
 def _taken(path: Trajectory, evaluations: int) -> Trial:

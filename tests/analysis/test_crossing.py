@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from line_chain import LineChain, draw_samples
 
-from couloir.analysis.crossing import crossing_probability, interface_rate, path_weights
+from couloir.analysis.crossing import crossing_probability, interface_rate
 from couloir.analysis.interface_samples import InterfaceSamples
+from couloir.analysis.path_weights import path_weights
 from couloir.analysis.positive import PositiveEstimate
 from couloir.errors import DataError
 from couloir.streams import stream

@@ -1,6 +1,7 @@
 """Interface sampling gives flux and crossing probabilities: exactly known ones of a chain, and those of brute force."""
 
 from bisect import bisect_right
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, SimulationError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, initial_paths, potentials
 from couloir.sampling.interface_ensembles import departures, excursions
+from couloir.sampling.interface_sets import InterfaceSets
 from couloir.sampling.path_moves import ShootingMove
 from couloir.store import Store
 from couloir.trajectory import Trajectory
@@ -41,10 +43,10 @@ class Walk:
     def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
         inside = stop.contains(np.arange(len(self.P), dtype=float)[:, None, None])
         out = []
-        for state, one in zip(states, seed, strict=True):
+        for state, one, most in zip(states, seed, np.broadcast_to(duration, len(states)), strict=True):
             x, frames, ended = int(state.positions[0, 0]), [], "complete"
             rng = np.random.default_rng(one)
-            while len(frames) < round(duration) and ended == "complete":
+            while len(frames) < round(most) and ended == "complete":
                 x = bisect_right(self.steps[x], rng.random())
                 frames.append(x)
                 ended = "stopped" if inside[x] else "complete"
@@ -84,7 +86,7 @@ def per_set(samples, ensemble, values):
 @pytest.mark.parametrize("swaps", [True, False])
 @pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
 def test_crossing_probabilities_and_flux_of_a_chain_are_exact(move, swaps):
-    samples = walk_sampling(move, swaps=swaps).run(first_path(), 30, seed=4, n_sets=40, discard=10)
+    samples = walk_sampling(move, swaps=swaps).run(first_path(), 45, seed=4, n_sets=40)
     exact = {
         "P(1|0)": (per_set(samples, 0, samples.maximum > 2.5), WALK.reach(2, 3, 1)),
         "P(2|1)": (per_set(samples, 1, samples.maximum > 3.5), WALK.reach(3, 4, 1)),
@@ -97,10 +99,11 @@ def test_crossing_probabilities_and_flux_of_a_chain_are_exact(move, swaps):
         assert stats.ttest_1samp(found, truth).pvalue > 1e-5, (name, found.mean(), truth)
 
 
-def test_a_path_whose_maximum_is_the_interface_reaches_it():
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_path_whose_maximum_is_the_interface_reaches_it(swaps):
     # a CV that counts has values on its interfaces: sampling and analysis must agree on them
-    sampling = TransitionInterfaceSampling(WALK, X < 1.0, X > 5.5, X, (1.0, 3.0, 4.0), max_duration=2000, swaps=False)
-    found = crossing_probability(sampling.run(first_path(), 40, seed=4, n_sets=40, discard=10))
+    sampling = TransitionInterfaceSampling(WALK, X < 1.0, X > 5.5, X, (1.0, 3.0, 4.0), max_duration=2000, swaps=swaps)
+    found = crossing_probability(sampling.run(first_path(), 110, seed=4, n_sets=16))
     for k, exact in ((1, WALK.reach(2, 3, 1)), (2, WALK.reach(2, 4, 1))):
         assert abs(found.probability[k] - exact) < 4.5 * found.standard_error[k]
     assert abs(found.total.value - WALK.reach(2, 6, 1)) < 4.5 * found.total.standard_error
@@ -164,12 +167,98 @@ def test_flux_crossing_probability_and_rate_equal_those_of_brute_force():
 def test_every_row_belongs_to_its_ensemble_and_paths_are_kept_when_asked():
     sampling = walk_sampling(ShootingMove.one_way())
     samples = sampling.run(first_path(), 10, seed=1, n_sets=3, keep_paths=True)
-    assert len(samples) == len(samples.paths) == 10 * 3 * 4
+    assert len(samples) == len(samples.paths) == (10 - samples.step.min() + 1) * 3 * 4
     for i, path in enumerate(samples.paths):
         assert sampling.ensembles[samples.ensemble[i] + 1].accepts(path)
         values = path.positions[:, 0, 0]
         assert (samples.maximum[i], samples.minimum[i], samples.length[i]) == (values.max(), values.min(), len(path))
         assert samples.ends_in_b[i] == (values[-1] > 5.5)
+
+
+def holds(path, frames):
+    return any(tuple(x.ravel()) in frames for x in path.positions)
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
+def test_no_returned_path_holds_a_frame_of_a_first_path_but_the_cycle_before_some_did(move, swaps):
+    sampling = TransitionInterfaceSampling(LOW, X < -0.8, X > 0.8, X, LOW_LEVELS[:2], move, swaps, max_duration=50)
+    first = initial_paths(sampling, LOW.state(-1.0), stride=STRIDE, seed=2, n_shots=4)
+    first += LOW.propagate([LOW.state(-1.0)], duration=20, stride=STRIDE, seed=1, velocities=True)  # holds excursions
+    frames = {tuple(x.ravel()) for path in first for x in path.positions}
+    samples = sampling.run(first, 90, seed=3, n_sets=2, discard=0, keep_paths=True)
+    assert not samples.findings
+    assert samples.step.min() > 2
+    assert not any(holds(path, frames) for path in samples.paths)
+    free = samples.step.min() - 1
+    before = sampling.run(first, int(free) - 1, seed=3, n_sets=2, discard=0, keep_paths=True)
+    assert any(holds(path, frames) for path, step in zip(before.paths, before.step, strict=True) if step == free - 1)
+    [finding] = before.findings
+    assert finding.code == "first-path-remains"
+    assert f"after {free - 1} cycles" in finding.message
+
+
+def test_more_may_be_discarded_than_first_paths_but_not_less():
+    sampling = walk_sampling(ShootingMove.one_way())
+    begins = [sampling.run(first_path(), 60, seed=1, discard=discard).step.min() for discard in (0, 1, None, 50)]
+    assert begins[0] == begins[1] > 2
+    assert begins[2] == max(begins[0], 7)
+    assert begins[3] == 51
+
+
+def test_what_became_of_shots_and_exchanges_is_counted():
+    n_sets, cycles = 3, 40
+    samples = walk_sampling(ShootingMove.two_way()).run(first_path(), cycles, seed=1, n_sets=n_sets)
+    np.testing.assert_array_equal(sum(samples.outcomes.values()), [n_sets * cycles] * 4)
+    np.testing.assert_array_equal(sum(samples.exchanges.values()), [n_sets * cycles / 2] * 3)
+    assert (samples.outcomes["accepted"] > 0).all()
+    assert (samples.exchanges["accepted"] > 0).all()
+    assert samples.force_evaluations > n_sets * cycles * 4
+    assert "[0-] [0+]" in str(samples)
+    assert f"{samples.force_evaluations} force evaluations" in str(samples)
+    alone = walk_sampling(ShootingMove.two_way(), swaps=False).run(first_path(), 5, seed=1)
+    assert not any(count.any() for count in alone.exchanges.values())
+
+
+class Brittle(Walk):
+    """The same walk, whose dynamics breaks down when told."""
+
+    breaks = False
+
+    def propagate(self, states, **settings):
+        runs = super().propagate(states, **settings)
+        return [replace(run, ended="failed") for run in runs] if self.breaks else runs
+
+
+def test_an_exchange_whose_dynamics_breaks_down_is_a_failure_and_not_one_that_takes_too_long():
+    engine = Brittle()
+    sampling = TransitionInterfaceSampling(engine, X < 1.5, X > 5.5, X, LEVELS, max_duration=2000)
+    sets = InterfaceSets(sampling, sampling._starts([first_path()], 2, 1), 2)
+    engine.breaks = True
+    sets.apply_exchange(sampling._exchange(sets, [1, 2]), 1)
+    assert sets.exchanges["failed"].tolist() == [2, 0, 0]
+    assert not sets.cut.any()
+    sets.note(1)
+    assert "paths-cut" not in [f.code for f in sets.samples(0).findings]
+
+
+@pytest.mark.parametrize("top", [3.0, 2.0])
+def test_neighbours_exchange_when_the_lower_path_touches_the_interface(top):
+    sampling = TransitionInterfaceSampling(WALK, X < 1.5, X > 5.5, X, (1.5, 3.0), max_duration=2000)
+    low, high = first_path((1, 2, top, 2, 1)), first_path()
+    sets = InterfaceSets(sampling, [first_path((2, 1, 2)), low, high], 1)
+    sets.swap(odd=True)
+    assert (sets.paths[2] is low) == (top >= 3.0)
+    assert sets.exchanges["accepted"].tolist() == [0, int(top >= 3.0)]
+
+
+def test_jumps_from_a_to_b_between_frames_are_found():
+    narrow = TransitionInterfaceSampling(WALK, X < 1.5, X > 1.6, X, (1.5,), max_duration=2000, swaps=False)
+    sets = InterfaceSets(narrow, [first_path((2, 1, 2)), first_path((1, 1.55, 1))], 1)
+    sets.note(1)
+    assert "jumps-to-b" in [f.code for f in sets.samples(0).findings]
+    wide = walk_sampling(ShootingMove.one_way()).run(first_path(), 40, seed=1)
+    assert "jumps-to-b" not in [f.code for f in wide.findings]
 
 
 def test_velocities_lead_along_every_path_also_after_exchanges():
@@ -206,8 +295,9 @@ def test_a_trajectory_is_cut_into_departures_and_excursions():
 def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(DataError, match="ascending"):
         TransitionInterfaceSampling(WALK, X < 1.5, X > 5.5, X, (2.5, 1.5), max_duration=100)
-    with pytest.raises(DataError, match="anchor"):
-        walk_sampling(ShootingMove.aimless(1))
+    for move in (ShootingMove.aimless(1), ShootingMove.spring(2, 0.5)):
+        with pytest.raises(DataError, match="anchor"):
+            walk_sampling(move)
     with pytest.raises(DataError, match="first interface"):
         TransitionInterfaceSampling(WALK, X < 0.5, X > 5.5, X, LEVELS, max_duration=100).run(first_path(), 2, seed=1)
     with pytest.raises(DataError, match=r"crosses the interface at x = 3.5; the farthest comes to 3"):

@@ -1,0 +1,223 @@
+"""Paths of all interface ensembles as they are moved and exchanged, and what is noted of them after every cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from couloir.analysis.interface_samples import InterfaceSamples, ensemble_name
+from couloir.cv.base import CollectiveVariable
+from couloir.errors import Finding
+from couloir.sampling.interface_ensembles import require_boundary
+from couloir.sampling.path_chains import CUT, made_by
+from couloir.sampling.path_moves import Reason, Trial
+from couloir.sampling.path_store import REASONS, bare
+from couloir.trajectory import Array, Trajectory
+
+if TYPE_CHECKING:
+    from couloir.sampling.interface_sampling import TransitionInterfaceSampling
+
+IntArray = npt.NDArray[np.int64]
+Facts = tuple[float, float, int, bool]
+"""Maximum and minimum of the order parameter, number of frames, whether the path ends in B."""
+
+_EXCHANGED: tuple[Reason, ...] = ("accepted", "ensemble", "max length", "failed")
+"""What can become of an exchange; it is accepted whenever it is possible."""
+
+
+class InterfaceSets:
+    """The paths of all sets, ensemble after ensemble in each.
+
+    Parameters
+    ----------
+    sampling : what the paths must be.
+    starts : first paths; they carry no weight, and neither do paths that hold a frame of any of them.
+    keep_paths : whether paths are noted themselves.
+    record : CVs that are evaluated along every path, once.
+
+    Attributes
+    ----------
+    places : set and ensemble (0 is [0-]) of each path.
+    paths : where each stands.
+    made_by : the cycle that made each frame of each path; 0: a first path.
+    free : the first cycle after which no path held a frame of a first one, or None as long as some do.
+    outcomes : per outcome of a shot, how often each ensemble met it.
+    exchanges : per outcome of an exchange, how often each pair of neighbours met it; [0-] with [0+] first.
+    cut : trials of each ensemble that came to the maximum length, in shots and exchanges.
+    force_evaluations : steps of dynamics spent.
+    """
+
+    def __init__(
+        self,
+        sampling: TransitionInterfaceSampling,
+        starts: list[Trajectory],
+        n_sets: int,
+        keep_paths: bool = False,
+        record: Sequence[CollectiveVariable] = (),
+    ) -> None:
+        self.sampling, self.paths, self.n_sets, self.record = sampling, starts, n_sets, tuple(record)
+        self.n_ensembles = len(sampling.ensembles)
+        self.places = [(s, e) for s in range(n_sets) for e in range(self.n_ensembles)]
+        self.max_frames = sampling.max_frames(starts[0].stride)
+        self.made_by = [np.zeros(len(path), dtype=np.int64) for path in starts]
+        self.free: int | None = None
+        self.outcomes = {reason: np.zeros(self.n_ensembles, dtype=np.int64) for reason in REASONS}
+        self.exchanges = {reason: np.zeros(self.n_ensembles - 1, dtype=np.int64) for reason in _EXCHANGED}
+        self.cut = np.zeros(self.n_ensembles, dtype=np.int64)
+        self.force_evaluations = 0
+        self._facts = [self._look_at(path, e) for path, (_, e) in zip(starts, self.places, strict=True)]
+        self._values: list[tuple[Array, ...] | None] = [None] * len(starts)  # of the CVs; found when a path is noted
+        self._steps: list[int] = []
+        self._noted: list[list[Facts]] = []
+        self._series: list[tuple[Array, ...]] = []
+        self._kept: list[Trajectory] | None = [] if keep_paths else None
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the shots that were accepted; 0 before the first."""
+        return float(self.outcomes["accepted"].sum()) / max(1, sum(int(count.sum()) for count in self.outcomes.values()))
+
+    def of(self, ensemble: int) -> list[int]:
+        """Return where the paths of one ensemble are, set after set."""
+        return [s * self.n_ensembles + ensemble for s in range(self.n_sets)]
+
+    def apply(self, trials: Sequence[Trial], step: int) -> None:
+        """Take one shot of every path."""
+        for c, trial in enumerate(trials):
+            self.outcomes[trial.reason][self.places[c][1]] += 1
+            self.cut[self.places[c][1]] += trial.reason == "max length"
+            self.force_evaluations += trial.force_evaluations
+            if trial.accepted and trial.path is not None:
+                self._move(c, trial.path, made_by(trial, self.made_by[c], step))
+
+    def apply_exchange(self, trials: Sequence[Trial], step: int) -> None:
+        """Take the exchange of [0-] and [0+] in every set: each keeps the two frames that it got from the other, and what made them."""
+        for c_in, c_out in zip(self.of(0), self.of(1), strict=True):
+            pair = trials[c_in], trials[c_out]
+            # of two reasons the graver one
+            self.exchanges[max((trial.reason for trial in pair), key=_EXCHANGED.index)][0] += 1
+            for c, trial in zip((c_in, c_out), pair, strict=True):
+                self.cut[self.places[c][1]] += trial.reason == "max length"
+                self.force_evaluations += trial.force_evaluations
+            new_in, new_out = (trial.path for trial in pair)
+            if new_in is None or new_out is None:
+                continue
+            end, begin = self.made_by[c_in][-2:], self.made_by[c_out][:2]
+            self._move(c_in, new_in, np.append(np.full(len(new_in) - 2, step, dtype=np.int64), begin))
+            self._move(c_out, new_out, np.append(end, np.full(len(new_out) - 2, step, dtype=np.int64)))
+
+    def swap(self, odd: bool) -> None:
+        """Exchange the paths of [i+] and [i+1+], for every second i, where the lower one reaches the higher interface."""
+        for lower in range(1 if odd else 2, self.n_ensembles - 1, 2):
+            for c in self.of(lower):
+                reaches = self._facts[c][0] >= self.sampling.interfaces[lower]  # the interface of ensemble lower + 1, as [0-] has none
+                self.exchanges["accepted" if reaches else "ensemble"][lower] += 1
+                if reaches:
+                    for held in (self.paths, self.made_by, self._facts, self._values):
+                        _swap(held, c, c + 1)
+
+    def note(self, step: int) -> None:
+        """Note every path at the end of a cycle."""
+        if self.free is None and not self.stuck:
+            self.free = step
+        self._steps.append(step)
+        self._noted.append(list(self._facts))
+        if self._kept is not None:
+            self._kept += self.paths
+        if self.record:
+            for c, path in enumerate(self.paths):
+                values = self._values[c] or tuple(cv.evaluate(path.positions) for cv in self.record)
+                self._values[c] = values
+                self._series.append(values)
+
+    @property
+    def stuck(self) -> list[int]:
+        """Which paths hold a frame of a first one."""
+        return [c for c, made in enumerate(self.made_by) if not made.all()]
+
+    def samples(self, discard: int | None = None) -> InterfaceSamples:
+        """Return what was noted after cycle ``discard`` (default a tenth) and after all paths were free of frames of first ones."""
+        last = self._steps[-1]
+        discard = last // 10 if discard is None else discard
+        free = self.free is not None and self.free < last
+        table = [row for rows in self._noted for row in rows]
+        maximum, minimum, length, ends_in_b = (np.array(column) for column in zip(*table, strict=True))
+        sets, ensembles = np.array(self.places, dtype=np.int64).T
+        n = len(self._steps)
+        found = InterfaceSamples(
+            interfaces=np.array(self.sampling.interfaces),
+            along=self.sampling.along.name,
+            unit=self.sampling.along.unit,
+            ensemble=np.tile(ensembles - 1, n),
+            chain=np.tile(sets, n),
+            step=np.repeat(np.array(self._steps, dtype=np.int64), len(self.places)),
+            maximum=maximum,
+            minimum=minimum,
+            length=length,
+            ends_in_b=ends_in_b,
+            stride=self.paths[0].stride,
+            series={cv.name: tuple(values[i] for values in self._series) for i, cv in enumerate(self.record)},
+            paths=tuple(self._kept or ()),
+            periods={cv.name: cv.period for cv in self.record if cv.period is not None},
+            units={cv.name: cv.unit for cv in self.record},
+            findings=(*(() if free else (self._remains(last),)), *self._cut_off(), *self._jumps()),
+            outcomes={reason: count.copy() for reason, count in self.outcomes.items()},
+            exchanges={reason: count.copy() for reason, count in self.exchanges.items()},
+            force_evaluations=self.force_evaluations,
+        )
+        discard = max(discard, self.free or 0) if free else discard
+        return found.after(discard) if discard else found
+
+    def _remains(self, last: int) -> Finding:
+        where = sorted({self.places[c] for c in self.stuck})
+        names = ", ".join(ensemble_name(e - 1) for e in sorted({e for _, e in where}))
+        text = f"{len(where)} of {len(self.paths)} paths ({names}) still hold frames of first ones after {last} cycles"
+        if not where:
+            text = f"paths hold no frame of first ones only since cycle {last}, the last"
+        return Finding("first-path-remains", f"{text}: averages are biased towards these", "sample more cycles")
+
+    def _cut_off(self) -> tuple[Finding, ...]:
+        # only trials that the acceptance would let grow that long are cut off, so those it rejects do not count
+        taken = self.outcomes["accepted"].copy()
+        taken[:2] += self.exchanges["accepted"][0]
+        share = self.cut / np.maximum(1, self.cut + taken)
+        if not (share > CUT).any():
+            return ()
+        names = ", ".join(f"{ensemble_name(int(e) - 1)} ({share[e]:.0%})" for e in np.flatnonzero(share > CUT))
+        text = f"trials were cut off at the maximum length in {names}: long paths and the time they take are missing"
+        return (Finding("paths-cut", text, f"raise max_duration = {self.sampling.max_duration}"),)
+
+    def _jumps(self) -> tuple[Finding, ...]:
+        """Return a finding when A is left for B from one frame to the next: such a departure has no frame to shoot from."""
+        excursions = [rows[c][3] for rows in self._noted for c in self.of(0)]
+        if not any(excursions):
+            return ()
+        text = (
+            f"{sum(excursions)} of {len(excursions)} excursions of [0-] end in B, from one frame to the next: no ensemble holds such jumps"
+        )
+        return (Finding("jumps-to-b", text, "keep frames more often, or move A and B apart: the rate is too low"),)
+
+    def _move(self, c: int, path: Trajectory, made: IntArray) -> None:
+        self.paths[c], self.made_by[c], self._values[c] = bare(path), made, None
+        self._facts[c] = self._look_at(path, self.places[c][1])
+
+    def _look_at(self, path: Trajectory, ensemble: int) -> Facts:
+        """Return what is noted of a path.
+
+        Paths are looked at one by one because those that left A elsewhere than through the first interface are too few or
+        absent in [0+], which makes every number wrong and shows nowhere.
+        """
+        values = self.sampling.along.evaluate(path.positions)
+        beyond, outside = values > self.sampling.interfaces[0], np.full(len(values), ensemble > 0)
+        outside[0] = ensemble == 0
+        outside[-1] = ensemble == 0 or beyond[-1]  # in A or B
+        if (beyond != outside).any():
+            require_boundary([path], self.sampling.region_a, self.sampling.along, self.sampling.interfaces[0])
+        return float(values.max()), float(values.min()), len(path), bool(self.sampling.region_b.contains(path.positions[-1:])[0])
+
+
+def _swap(entries: list[Any], a: int, b: int) -> None:
+    entries[a], entries[b] = entries[b], entries[a]

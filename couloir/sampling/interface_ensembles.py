@@ -2,7 +2,8 @@
 
 With interfaces l_0 < l_1 < ... of an order parameter that grows from A to B, and A everything up to l_0, an ensemble
 [i+] holds the paths that start in A, reach l_i and end when they are in A or B; [0-] holds the excursions into A: they
-start outside, stay inside and end outside (van Erp, Phys. Rev. Lett. 98, 268301 (2007)).
+start outside, stay inside and end outside (van Erp, Phys. Rev. Lett. 98, 268301 (2007)).  The classes are named after what
+their paths do: :class:`CrossingEnsemble` is [i+], :class:`ExcursionEnsemble` is [0-].
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from couloir.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class CrossingEnsemble:
-    """[i+]: paths from A that reach an interface, and end in A or B; backward in time, some of them belong too.
+    """The ensemble usually written [i+]: paths from A that reach interface i, and end in A or B; reversed, some of them belong too.
 
     Attributes
     ----------
@@ -56,7 +57,7 @@ class CrossingEnsemble:
 
 @dataclass(frozen=True, eq=False)
 class ExcursionEnsemble:
-    """[0-]: paths that start outside A, are inside at one frame at least, and end with the first frame outside again.
+    """The ensemble usually written [0-]: paths that start outside A, are inside for a frame or more, and end with the first one outside.
 
     Attributes
     ----------

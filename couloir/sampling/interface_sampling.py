@@ -125,7 +125,7 @@ class TransitionInterfaceSampling:
 
         Parameters
         ----------
-        paths : from A to B, as :class:`TransitionPathSampling` returns them; what engine made them is not written in them.
+        paths : from A to B or back, as :class:`TransitionPathSampling` returns them; what engine made them is not written in them.
         max_duration : ps; default twenty times the longest of ``paths``.
         pilot : how long the pilot runs are.
         store : where pilot runs are kept; may be that of the run, and a store that holds some already is continued.
@@ -146,6 +146,7 @@ class TransitionInterfaceSampling:
         )  # fmt: skip
         distinct = list({id(path): path for path in given}.values())[:_MOST_FIRST]
         moving = [start._moving(path, integer_seed(seed, "given", i)) for i, path in enumerate(distinct)]
+        moving += turned_paths(engine, moving)  # seen from B, paths from A to B lead the other way
         return place(start, moving, seed=seed, pilot=pilot or Pilot(), store=store)
 
     @cached_property

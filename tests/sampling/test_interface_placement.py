@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from couloir.cv.composite import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, StoreError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, potentials
@@ -39,6 +40,15 @@ def test_interfaces_lie_between_a_and_b_and_a_good_share_of_paths_reaches_each(r
     assert (local > 0.08).all()
     assert (local[:-1] < 0.75).all()
     assert "rare-crossing" not in [f.code for f in samples.crossing.findings]
+
+
+def test_paths_from_a_to_b_serve_the_other_side_too(reactive):
+    back = LinearCombination((X,), (-1.0,), "back")
+    sampling = TransitionInterfaceSampling.from_paths(
+        reactive, WELL, back < -0.8, back > 0.8, along=back, seed=1, pilot=PILOT, max_duration=100
+    )
+    assert sampling.interfaces[0] == -0.8
+    assert 2 <= len(sampling.interfaces) <= 8
 
 
 def test_a_run_goes_on_until_the_relative_error_is_reached_and_not_much_longer(reactive):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -14,9 +15,17 @@ from couloir.analysis.reweighted_paths import PathSide, ReweightedPaths
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate
 from couloir.analysis.timeseries import on_circle
+from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError
 from couloir.trajectory import Array
 
+if TYPE_CHECKING:
+    from couloir.analysis.path_ensemble import PathEnsemble
+
+MOST_CHANNELS = 6
+"""Channels that are tried where their number is not given."""
+APART = 0.5
+"""Mean silhouette below which groups are taken for one: weak structure (Kaufman & Rousseeuw, Finding Groups in Data (1990), ch. 2)."""
 _MOST = 1500  # paths between which all distances are computed
 
 
@@ -27,7 +36,7 @@ class Channels:
     Attributes
     ----------
     names : CVs that paths were compared along.
-    rows : (n_reactive,) rows of the paths from A that reach B.
+    rows : (n_reactive,) rows of the paths from A that reach B, among all paths that were given.
     label : (n_reactive,) channel of each; channel 0 carries most transitions.
     medoids : (n_channels,) row of the most central path of each.
     shares : per channel, the share of transitions from A to B that follow it.
@@ -65,32 +74,83 @@ def channels(paths: ReweightedPaths, along: Sequence[str], n: int, *, points: in
     rows = np.flatnonzero(samples.ends_in_b & (samples.ensemble != MINUS))
     if not len(rows):
         raise DataError("no path reaches B: there are no channels", "sample more paths")
-    features = np.column_stack([_resampled(side, name, rows, points) for name in along])
+    series = [(_series(side, name), side.samples.periods.get(name)) for name in along]
+    found = _grouped(np.column_stack([_resampled([y[r] for r in rows], period, points) for y, period in series]), n)
+    flow = side.weights.sums(rows, np.ones(len(rows)), found.label, n)
+    order = np.argsort(-flow[0], kind="stable")
+    shares = flow / flow.sum(axis=1, keepdims=True)
+    return found.channels(tuple(along), rows, order, [estimate(shares[:, k], "") for k in order])
+
+
+def ensemble_channels(
+    paths: PathEnsemble, cvs: Sequence[CollectiveVariable] | CollectiveVariable, n: int | None = None, *, points: int = 20
+) -> Channels:
+    """Return the channels of the decorrelated paths of an ensemble; see :meth:`PathEnsemble.channels`."""
+    together = [cvs] if isinstance(cvs, CollectiveVariable) else list(cvs)
+    if not together:
+        raise DataError("there is no CV to tell channels apart", "give some along which paths differ")
+    rows = np.flatnonzero(paths.decorrelated & (paths.multiplicity > 0))
+    if not len(rows):
+        raise DataError("no path is decorrelated from the paths the chains were started from", "sample more steps")
+    features = [
+        _resampled([np.asarray(cv.evaluate(paths.paths[r].positions), dtype=np.float64) for r in rows], cv.period, points)
+        for cv in together
+    ]
+    found = _grouped(np.column_stack(features), n)
+    label = np.full(len(paths), -1)
+    label[rows] = found.label
+    shares = [paths.mean(label == k) for k in range(len(found.centers))]
+    order = np.argsort([-share.value for share in shares], kind="stable")
+    return found.channels(tuple(cv.name for cv in together), rows, order, [shares[k] for k in order])
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Groups of rows in no order: the group of each row, the row nearest to each centre, and how far apart groups are."""
+
+    label: IntArray
+    centers: IntArray
+    silhouette: float
+
+    def channels(self, names: tuple[str, ...], rows: IntArray, order: IntArray, shares: Sequence[Estimate]) -> Channels:
+        """Return the groups in an order, with their shares in that order."""
+        return Channels(names, rows, np.argsort(order)[self.label], rows[self.centers][order], tuple(shares), self.silhouette)
+
+
+def _grouped(features: Array, n: int | None) -> _Groups:
+    """Return ``n`` groups of features (n_rows, n_columns), or (None) the number that is farthest apart, one if none is far."""
     distinct = np.unique(features, axis=0)
-    if not 1 <= n <= len(distinct):
+    if n is not None and not 1 <= n <= len(distinct):
         raise DataError(f"{n} channels from {len(distinct)} different reactive paths", "ask for fewer channels")
     picked = distinct[np.unique(np.linspace(0, len(distinct) - 1, _MOST).astype(int))]
-    centers = picked[_medoids(cdist(picked, picked), n)]
-    apart = cdist(features, centers)
-    label = apart.argmin(axis=1)
-    flow = side.weights.sums(rows, np.ones(len(rows)), label, n)
-    order = np.argsort(-flow[0], kind="stable")
-    label = np.argsort(order)[label]
-    shares = flow / flow.sum(axis=1, keepdims=True)
-    medoids = rows[apart.argmin(axis=0)][order]
-    quality = _silhouette(picked, cdist(picked, centers).argmin(axis=1)) if n > 1 else float("nan")
-    return Channels(tuple(along), rows, label, medoids, tuple(estimate(shares[:, k], "") for k in order), quality)
+    between = cdist(picked, picked)
+    tried = [_split(between, k) for k in ((n,) if n is not None else range(2, min(MOST_CHANNELS, len(distinct) - 1) + 1))]
+    medoids, quality = max(tried, key=lambda one: one[1], default=(np.zeros(0, dtype=np.int64), 0.0))
+    if n is None and quality < APART:
+        medoids, quality = _split(between, 1)
+    apart = cdist(features, picked[medoids])
+    return _Groups(apart.argmin(axis=1), apart.argmin(axis=0), quality)
 
 
-def _resampled(side: PathSide, name: str, rows: IntArray, points: int) -> Array:
-    """Return a CV at even fractions of each path's duration, (n_rows, points * dimensions), of unit spread."""
+def _split(distance: Array, n: int) -> tuple[IntArray, float]:
+    """Return ``n`` medoids and the mean silhouette of their groups."""
+    medoids = _medoids(distance, n)
+    return medoids, _silhouette(distance, distance[:, medoids].argmin(axis=1)) if n > 1 else float("nan")
+
+
+def _series(side: PathSide, name: str) -> tuple[Array, ...]:
     series = side.samples.series.get(name)
     if series is None:
         raise DataError(f"paths have no series of {name}", "record the CV along paths")
+    return series
+
+
+def _resampled(series: Sequence[Array], period: float | None, points: int) -> Array:
+    """Return a CV at even fractions of each path's duration, (n_paths, points * dimensions), of unit spread."""
     fraction = np.linspace(0.0, 1.0, points)
     out = []
-    for r in rows:
-        y = on_circle(series[r], side.samples.periods.get(name))
+    for values in series:
+        y = on_circle(values, period)
         at = fraction * (len(y) - 1)
         out.append(np.concatenate([np.interp(at, np.arange(len(y)), column) for column in y.T]))
     found = np.array(out)
@@ -113,9 +173,8 @@ def _medoids(distance: Array, n: int) -> IntArray:
     return medoids
 
 
-def _silhouette(features: Array, label: IntArray) -> float:
+def _silhouette(distance: Array, label: IntArray) -> float:
     """Return the mean silhouette (Rousseeuw, J. Comput. Appl. Math. 20, 53 (1987)); 0 for a path alone in its channel."""
-    distance = cdist(features, features)
     groups = [label == k for k in range(int(label.max()) + 1)]
     sums = np.stack([distance[:, g].sum(axis=1) for g in groups], axis=1)
     sizes = np.array([g.sum() for g in groups])

@@ -6,7 +6,7 @@ hold frames of the path their chain was started from carry no weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from couloir.trajectory import Array, State, Trajectory
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from couloir.analysis.channels import Channels
 
 Mask = npt.NDArray[np.bool_]
 Observable = Callable[[Trajectory], float] | npt.ArrayLike
@@ -245,6 +247,27 @@ class PathEnsemble:
             frames = np.array([1 + int(np.argmin(d[1:-1])) for d in distance])
         picked = np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int))
         return [self.paths[rows[i]].state(int(frames[i])) for i in picked]
+
+    def channels(self, cvs: Sequence[CollectiveVariable] | CollectiveVariable, n: int | None = None, *, points: int = 20) -> Channels:
+        """Return groups of decorrelated paths that follow each other along CVs, with the share of transitions each carries.
+
+        Paths are compared at ``points`` even fractions of their duration and grouped by k-medoids, see
+        :func:`couloir.analysis.channels.channels`.  Shares are means over the chains like any other (:meth:`mean`): where chains
+        never change channel, the error is that of how far they lie apart.
+
+        Parameters
+        ----------
+        cvs : along which channels differ; each counts alike.
+        n : number of channels; None takes that of 2 to 6 with the largest mean silhouette, or 1 if that is below 1/2.
+        points : per path.
+
+        Raises
+        ------
+        DataError : no path is decorrelated, there are fewer than ``n`` different ones, or no CVs.
+        """
+        from couloir.analysis.channels import ensemble_channels
+
+        return ensemble_channels(self, cvs, n, points=points)
 
     def save(self, file: str | Path) -> None:
         """Write everything to one npz file (no pickles); it is replaced at once or not at all."""

@@ -14,6 +14,7 @@ from couloir.sampling import ToyEngine, TransitionInterfaceSampling, initial_pat
 from couloir.sampling.interface_ensembles import departures, excursions
 from couloir.sampling.interface_sets import InterfaceSets
 from couloir.sampling.path_moves import ShootingMove
+from couloir.sampling.path_store import PathLog
 from couloir.store import Store
 from couloir.trajectory import Trajectory
 
@@ -196,6 +197,19 @@ def test_no_returned_path_holds_a_frame_of_a_first_path_but_the_cycle_before_som
     [finding] = before.findings
     assert finding.code == "first-path-remains"
     assert f"after {free - 1} cycles" in finding.message
+
+
+def test_frames_of_first_paths_are_known_through_shots_swaps_and_exchanges():
+    sampling = TransitionInterfaceSampling(LOW, X < -0.8, X > 0.8, X, LOW_LEVELS[:2], max_duration=50)
+    first = initial_paths(sampling, LOW.state(-1.0), stride=STRIDE, seed=2, n_shots=4)
+    sets = InterfaceSets(sampling, sampling._starts(first, 16, 1), 16)
+    frames = {tuple(x.ravel()) for path in sets.paths for x in path.positions}
+    for k in range(1, 9):
+        sampling._cycle(sets, k, 1, [], PathLog(None, "none", {}))
+        for path, made in zip(sets.paths, sets.made_by, strict=True):
+            assert [tuple(x.ravel()) in frames for x in path.positions] == (made == 0).tolist()
+    assert (sets.exchanges["accepted"] > 0).all()
+    assert sets.stuck
 
 
 def test_more_may_be_discarded_than_first_paths_but_not_less():

@@ -1,7 +1,7 @@
 """What a user must know before believing a surface: findings with numbers and with what to do about them.
 
 Codes: ``disconnected-windows``, ``low-overlap``, ``empty-windows``, ``empty-bins``, ``few-effective-samples``,
-``not-equilibrated``, ``walkers-disagree``, ``windows-disagree``, ``nothing-orthogonal-recorded``.
+``not-equilibrated``, ``walkers-disagree``, ``windows-disagree``, ``windows-contradict``, ``nothing-orthogonal-recorded``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from couloir.analysis.agreement import UNKNOWN, Neighbours, compare_neighbours, walkers_disagree
+from couloir.analysis.closure import Contradiction, contradiction
 from couloir.analysis.grid import Grid
 from couloir.analysis.overlap import biased_names, connected_sets, describe_place, gap_findings, name_windows
 from couloir.analysis.samples import BiasedSamples
@@ -56,6 +57,7 @@ def window_findings(samples: BiasedSamples, inefficiency: Array, neighbours: Nei
     found += _few_samples(samples, inefficiency)
     found += _disagreement(samples)
     found += _shifts(compare_neighbours(samples) if neighbours is None else neighbours)
+    found += _contradiction(contradiction(samples, solution.free_energies, shared, inefficiency))
     found += _orthogonal(samples)
     return tuple(found)
 
@@ -113,6 +115,23 @@ def _shifts(neighbours: Neighbours) -> list[Finding]:
             )
         )
     return out
+
+
+def _contradiction(found: Contradiction | None) -> list[Finding]:
+    if found is None:
+        return []
+    i, j = found.windows
+    more = f" ({found.others} more pairs like it)" if found.others else ""
+    message = (
+        f"pair by pair, windows {i} and {j} differ by {found.by_pairs:.2f} +- {found.standard_error:.2f} kT, by all windows together by"
+        f" {found.together:.2f} kT{more}: some were not sampled in equilibrium, and the error bars do not know it"
+    )
+    first = f"look at {name_windows(found.suspects)} first; " if found.suspects else ""
+    fix = (
+        f"{first}where a barrier is sharper than the restraint, use stiffer restraints and more windows, so that none sits on both sides"
+        " of it, or several walkers per window, seeded on both sides"
+    )
+    return [Finding("windows-contradict", message, fix)]
 
 
 def _orthogonal(samples: BiasedSamples) -> list[Finding]:

@@ -104,7 +104,7 @@ def train(scale: str, data: Data, folder: Path, steps: int | None, cartesian: bo
     size = SCALES[scale]
     representation = HeavyAtoms(data.topology) if cartesian else HeavyInternal(data.topology)
     untrained = TrajectoryDiffusion(representation, N_FRAMES, base_channels=size["channels"], head="plain")
-    plan = replace(DEFAULT_PLAN, steps=steps or size["steps"], batch_size=size["batch"], learning_rate=2e-3, held_out_rows=256)
+    plan = replace(DEFAULT_PLAN, steps=steps or size["steps"], batch_size=size["batch"], learning_rate=2e-3)
 
     def tell(step: int, now: float, held_out: float) -> None:
         print(f"step {step}: loss {now:.4f}, held out {held_out:.4f}", flush=True)

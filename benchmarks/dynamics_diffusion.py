@@ -42,7 +42,7 @@ def train(scale: str, folder: Path) -> FittedTrajectoryDiffusion:
         return TrajectoryDiffusion.load(folder)
     size = SCALES[scale]
     untrained = TrajectoryDiffusion(Vector(), N_FRAMES, **size["network"])
-    plan = replace(DEFAULT_PLAN, steps=size["steps"], learning_rate=2e-3, held_out_rows=256, evaluations=14)
+    plan = replace(DEFAULT_PLAN, steps=size["steps"], learning_rate=2e-3)
 
     def tell(step: int, now: float, held_out: float) -> None:
         print(f"step {step}: loss {now:.4f}, held out {held_out:.4f}", flush=True)

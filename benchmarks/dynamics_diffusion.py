@@ -25,7 +25,7 @@ from couloir.trajectory import Array
 N_FRAMES, N_CALLS = 64, 30
 LAGS = (1, 5, 10, 20, 40)
 SCALES: dict[str, dict[str, Any]] = {
-    "small": {"data": 80_000.0, "steps": 6_000, "generated": 50_000, "network": {"base_channels": 32, "head": "plain"}},
+    "small": {"data": 80_000.0, "steps": 6_000, "generated": 20_000, "network": {"base_channels": 32, "head": "plain"}},
     "paper": {"data": 2_300_000.0, "steps": 100_000, "generated": 100_000, "network": {"base_channels": 128}},
 }
 """Simulated time units to learn from, gradient steps, snippets generated, and the network.

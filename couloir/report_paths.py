@@ -32,7 +32,10 @@ def write_paths(page: Page, data: RunData) -> None:
     if paths is None:
         page.add(web.paragraph(f"{first['n']} first paths ({first['how']}); no path has been sampled yet.", "soft"))
         return
-    page.add(web.paragraph(_said(paths)), web.table(("chain", *paths.outcomes, "paths", "free of its first path"), _chains(paths)))
+    page.add(
+        web.paragraph(_said(paths, first["force_evaluations"])),
+        web.table(("chain", *paths.outcomes, "paths", "free of its first path"), _chains(paths)),
+    )
     drawn = [
         page.vector(durations_figure(paths), "Durations of paths, from the last frame in A to the first frame in B."),
         page.vector(chains_figure(paths), "Duration of the path that each chain was at, step by step; dots: accepted moves."),
@@ -61,13 +64,13 @@ def answer(data: RunData) -> str:
     return f"Paths from A to B take {paths.mean(paths.durations, 'ps')} ({paths.n_effective:.0f} effectively independent paths)"
 
 
-def _said(paths: PathEnsemble) -> str:
-    n = paths.n_effective
-    each = f", {paths.force_evaluations / n:.3g} per effectively independent path" if n >= 1 else ""
+def _said(paths: PathEnsemble, searching: int) -> str:
+    n, total = paths.n_effective, paths.force_evaluations + searching
+    each = f"; {total / n:.0f} per effectively independent path, both together" if n >= 1 else ""
     return (
         f"{paths.n_chains} chains of {paths.n_steps} steps visited {len(paths)} different paths; {paths.acceptance:.0%} of the moves were "
         f"accepted. {int(paths.decorrelated.sum())} paths hold no frame of a first path: only these count. "
-        f"{paths.force_evaluations} force evaluations were spent{each}."
+        f"{paths.force_evaluations} force evaluations were spent on them, {searching} on first paths{each}."
     )
 
 

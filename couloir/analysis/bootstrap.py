@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from couloir.analysis.agreement import Neighbours, walkers_disagree
+from couloir.analysis.mbar import MbarResult
 from couloir.analysis.overlap import Sets
+from couloir.analysis.reduced import Mixture
 from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.analysis.timeseries import inefficiencies, walkers
-from couloir.analysis.wham import BinnedStates, set_of_windows, solve_dual
+from couloir.analysis.wham import BinnedStates, bin_states, set_of_windows, solve_connected, solve_dual
 from couloir.streams import stream
 from couloir.trajectory import Array
 
@@ -50,6 +52,25 @@ class Blocks:
             elif n > 2:
                 out[members] = n * rng.dirichlet(np.full(n, (n - 2) / n))
         return out
+
+
+def replica_problem(samples: BiasedSamples, given: object, temperature: float, energies: bool) -> tuple[BinnedStates, Sets, Array]:
+    """Return what every replica solves again: binned states, their connected sets, and the free energies to start from.
+
+    Where rows came from further states (``given``, an :class:`~couloir.analysis.mbar.MbarResult`), every row is its own bin: such
+    states know their reduced potential on rows, not in bins of the CVs.
+    """
+    if not isinstance(given, MbarResult) or not len(given.sampled_states):
+        states = bin_states(samples, temperature=temperature, energies=energies)
+        sets, solution, _ = solve_connected(states, samples)
+        return states, sets, solution.free_energies
+    mixture = Mixture(samples, temperature, True, given.states)
+    windows, everything = np.arange(samples.n_windows), slice(None)
+    rows = BinnedStates(
+        np.arange(len(samples)), samples.values, samples.names, mixture.potentials(windows.tolist(), everything),
+        mixture.unbiased(everything), samples.counts.astype(float),
+    )  # fmt: skip
+    return rows, given.sets, given.free_energies[windows] - mixture.offsets[windows]
 
 
 def make_blocks(samples: BiasedSamples, inefficiency: Array | None = None) -> Blocks:

@@ -14,6 +14,7 @@ import numpy as np
 from couloir.analysis.agreement import UNKNOWN, Neighbours, compare_neighbours, walkers_disagree
 from couloir.analysis.closure import Contradiction, contradiction
 from couloir.analysis.grid import Grid
+from couloir.analysis.mbar import MbarResult
 from couloir.analysis.overlap import biased_names, connected_sets, describe_place, gap_findings, name_windows
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.timeseries import WalkerEquilibration, equilibration, inefficiencies, observables, walkers
@@ -60,6 +61,30 @@ def window_findings(samples: BiasedSamples, inefficiency: Array, neighbours: Nei
     found += _contradiction(contradiction(samples, solution.free_energies, shared, inefficiency))
     found += _orthogonal(samples)
     return tuple(found)
+
+
+def _windows_alone(samples: BiasedSamples, given: object) -> BiasedSamples | None:
+    """Return the rows that windows sampled, without those of further states; None where there are none."""
+    if not isinstance(given, MbarResult) or not len(given.sampled_states):
+        return samples
+    own = ~np.isin(samples.window, given.sampled_states)
+    return samples.select(own) if own.any() else None
+
+
+def neighbours_of(samples: BiasedSamples, given: object) -> Neighbours | None:
+    """Return which neighbouring windows disagree; a further state (of ``given``, an ``MbarResult``) has no neighbours."""
+    alone = _windows_alone(samples, given)
+    return None if alone is None else compare_neighbours(alone)
+
+
+def findings_of(samples: BiasedSamples, given: object, inefficiency: Array, neighbours: Neighbours | None) -> tuple[Finding, ...]:
+    """Return :func:`window_findings`; where further states took part, connection is judged with them, all else without."""
+    alone = _windows_alone(samples, given)
+    if alone is samples:
+        return window_findings(samples, inefficiency, neighbours)
+    assert isinstance(given, MbarResult)
+    found = () if alone is None else window_findings(alone, inefficiency, neighbours)
+    return given.findings + tuple(f for f in found if f.code not in ("disconnected-windows", "low-overlap"))
 
 
 def _few_samples(samples: BiasedSamples, inefficiency: Array) -> list[Finding]:

@@ -12,16 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from couloir.analysis.agreement import compare_neighbours
-from couloir.analysis.bootstrap import replicas
+from couloir.analysis.bootstrap import replica_problem, replicas
 from couloir.analysis.density import effective_in_cells, effective_number
-from couloir.analysis.diagnostics import LEAST_SAMPLES, window_findings
+from couloir.analysis.diagnostics import LEAST_SAMPLES, findings_of, neighbours_of
 from couloir.analysis.free_energy import weigh_rows
 from couloir.analysis.grid import Grid
 from couloir.analysis.mbar import MbarResult
 from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.analysis.timeseries import equilibrated, inefficiencies
-from couloir.analysis.wham import WhamResult, bin_states, solve_connected, target_temperature
+from couloir.analysis.wham import WhamResult, target_temperature
 from couloir.cv.base import CollectiveVariable, wrap
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
@@ -130,20 +129,18 @@ def expectation(
     value = _mean(sums, period) + centre
     g = inefficiencies(samples)
     recorded = _without(samples, name) if name == _NAME else samples
-    neighbours = compare_neighbours(recorded)
+    neighbours = neighbours_of(recorded, weights)
     draws = np.empty((0, terms.shape[1], n_cells))
     if n_bootstrap > 0:
-        states = bin_states(samples, temperature=target, energies=energies)
-        sets, solution, _ = solve_connected(states, samples)
         draws = replicas(
-            samples, states, sets, solution.free_energies, cell, n_cells, n=n_bootstrap, seed=seed,
+            samples, *replica_problem(samples, weights, target, energies), cell, n_cells, n=n_bootstrap, seed=seed,
             fixed=row_weights if fixed else None, neighbours=neighbours, values=terms,
         )  # fmt: skip
     replica = value + wrap(_mean(draws.swapaxes(0, 1), period) + centre - value, period)
     error = np.std(replica, axis=0, ddof=1) if len(replica) > 1 else np.full(n_cells, np.nan)
     row_g = g[samples.window]
     n_effective = effective_in_cells(cell, row_weights, row_g, n_cells)
-    findings = window_findings(recorded, g, neighbours) + _findings(row_weights, row_g, target, samples)
+    findings = findings_of(recorded, weights, g, neighbours) + _findings(row_weights, row_g, target, samples)
     if along_name:
         return Expectation(value, error, unit, period, target, n_effective, replica, along_name, centres, findings)
     return Expectation(

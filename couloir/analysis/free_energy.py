@@ -7,16 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from couloir.analysis.agreement import compare_neighbours
-from couloir.analysis.bootstrap import replicas
+from couloir.analysis.bootstrap import replica_problem, replicas
 from couloir.analysis.density import make_density
-from couloir.analysis.diagnostics import surface_findings, window_findings
+from couloir.analysis.diagnostics import findings_of, neighbours_of, surface_findings
 from couloir.analysis.mbar import MbarResult, mbar
 from couloir.analysis.overlap import biased_names
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface, make_grid
 from couloir.analysis.timeseries import equilibrated, inefficiencies
-from couloir.analysis.wham import WhamResult, bin_states, solve_connected, target_temperature, wham
+from couloir.analysis.wham import WhamResult, target_temperature, wham
 from couloir.errors import DataError, nearest
 from couloir.trajectory import Array
 from couloir.units import GAS_CONSTANT
@@ -82,13 +81,11 @@ def free_energy_surface(
         raw = -kT * np.log(density.probability(mass[None])[0])
     free = np.where(np.isfinite(raw), raw, np.nan).reshape(grid.shape)
     lowest = float(np.nanmin(free))
-    neighbours = compare_neighbours(samples)
+    neighbours = neighbours_of(samples, weights)
     draws = np.empty((0, density.n_bins))
     if n_bootstrap > 0:
-        states = bin_states(samples, temperature=target, energies=energies)
-        sets, solution, _ = solve_connected(states, samples)
         draws = replicas(
-            samples, states, sets, solution.free_energies, density.bin, density.n_bins,
+            samples, *replica_problem(samples, weights, target, energies), density.bin, density.n_bins,
             n=n_bootstrap, seed=seed, fixed=row_weights if fixed else None, neighbours=neighbours,
         )  # fmt: skip
     replica = _replica_surfaces(density.probability(draws), kT, lowest).reshape(-1, *grid.shape)
@@ -98,7 +95,7 @@ def free_energy_surface(
         names=grid.names, units=tuple(samples.units[c] for c in columns), periods=grid.periods, grid=grid.centers,
         free_energy=free - lowest, standard_error=_spread(replica, np.isfinite(free)), kT=kT,
         estimator=", ".join(filter(None, (name, density.label))), replicas=replica, n_effective=n_effective,
-        findings=window_findings(samples, g, neighbours)
+        findings=findings_of(samples, weights, g, neighbours)
         + surface_findings(grid, free - lowest, n_effective, kT, biased_names(samples), [samples.units[c] for c in columns]),
         basins=dict(basins or {}),
     )  # fmt: skip

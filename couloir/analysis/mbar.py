@@ -19,7 +19,7 @@ import numpy as np
 from couloir.analysis._mbar_torch import MbarSolution, newton, require_possible, rows_per_chunk
 from couloir.analysis.overlap import Sets, connected_sets
 from couloir.analysis.reduced import Mixture, ReducedState, Reweighted, effective_number, reweight_rows, weigh_state
-from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.analysis.timeseries import inefficiencies
 from couloir.analysis.wham import WhamResult, bin_states, solution_findings, solve_connected, target_temperature
 from couloir.errors import ConfigError, DataError, Finding, nearest
@@ -52,6 +52,7 @@ class MbarResult:
     findings : what is unsure.
     log_mixture : (n_rows,) a state with reduced potential u and free energy f gives a row the probability exp(f - u - log_mixture).
     energies : whether reduced potentials include the potential energy; they leave it out where it is common to all states.
+    states : further states that took part.
     """
 
     free_energies: Array
@@ -64,6 +65,12 @@ class MbarResult:
     findings: tuple[Finding, ...] = ()
     log_mixture: Array = field(default_factory=lambda: np.empty(0))
     energies: bool = False
+    states: tuple[ReducedState, ...] = ()
+
+    @property
+    def sampled_states(self) -> IntArray:
+        """Numbers of the windows whose rows came from a further state."""
+        return np.array(sorted(s.window for s in self.states if s.window is not None), dtype=np.int64)
 
     @property
     def weights(self) -> Array:
@@ -132,7 +139,7 @@ def mbar(
     else:
         sets, binned, _ = solve_connected(bin_states(samples, temperature=target, energies=energies), samples)
         start = binned.free_energies if warm_start else None
-    return _assemble(mixture, target, sets, {members: solve(members, start) for members in sets})
+    return _assemble(mixture, target, sets, {members: solve(members, start) for members in sets}, tuple(states))
 
 
 def reweight(samples: BiasedSamples, weights: MbarResult | WhamResult, target: Array | ReducedState | None = None) -> Reweighted:
@@ -165,7 +172,9 @@ def reweight(samples: BiasedSamples, weights: MbarResult | WhamResult, target: A
     return weigh_state(samples, *reweight_rows(log_mixture, u), None)
 
 
-def _assemble(mixture: Mixture, target: float, sets: Sets, solutions: Mapping[tuple[int, ...], MbarSolution]) -> MbarResult:
+def _assemble(
+    mixture: Mixture, target: float, sets: Sets, solutions: Mapping[tuple[int, ...], MbarSolution], given: tuple[ReducedState, ...]
+) -> MbarResult:
     """Return one result from the solutions of disconnected sets."""
     samples, k = mixture.samples, len(mixture.counts)
     f, log_weights, overlap, effective = np.full(k, np.nan), np.empty(len(samples)), np.zeros((k, k)), np.zeros(k)
@@ -186,7 +195,7 @@ def _assemble(mixture: Mixture, target: float, sets: Sets, solutions: Mapping[tu
     # Back to full reduced potentials: f_k and u_k of a state rise by the same constant.
     return MbarResult(
         f + mixture.offsets - mixture.unbiased_offset, log_weights, target, overlap, effective, sets, residual, findings,
-        log_mixture - mixture.unbiased_offset, mixture.energies,
+        log_mixture - mixture.unbiased_offset, mixture.energies, given,
     )  # fmt: skip
 
 

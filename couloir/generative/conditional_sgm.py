@@ -14,6 +14,7 @@ the density with respect to delta(CV(structure) - c) d(structure), the Cartesian
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,6 +306,15 @@ class FittedConditionalSGM:
             if index is not None:
                 x[:, index] = self.representation.standardize(index, values[:, i])
         return x
+
+    def digest(self) -> str:
+        """Return a hash of the weights and the representation."""
+        total = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        for name, array in sorted(self.representation.arrays().items()):
+            total.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return total.hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write the model to ``folder``: ``weights.safetensors`` and ``model.json``."""

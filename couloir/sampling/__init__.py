@@ -13,6 +13,7 @@ _HOMES = {
     "systems": "",
     "Seeds": "seeds",
     "GaussianSelector": "selectors",
+    "IndependenceMoves": "independence",
     "LorentzianSelector": "selectors",
     "Pilot": "interface_placement",
     "ShootingMove": "path_moves",

@@ -8,6 +8,7 @@ whoever reads takes as many records as were asked for.
 With exchange, walkers of one group hand each other their configurations between chunks: the permutation is drawn from
 its exact conditional distribution given the CV values (Gibbs sampling of the state indices, Chodera & Shirts, J. Chem.
 Phys. 135, 194110 (2011), by many pair swaps), as a pure function of the stored values, so it needs no storage.
+Generative moves (:mod:`couloir.sampling.independence`) come after the exchange; what they did is stored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ from couloir.store import Arrays, Store
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State, Trajectory
 from couloir.units import GAS_CONSTANT, convert
+
+if TYPE_CHECKING:
+    from couloir.sampling.independence import IndependenceMoves
 
 CHUNK_RECORDS = 100
 COMMIT_SECONDS = 1.0
@@ -50,6 +54,7 @@ class ChunkedRun:
     record : CVs recorded every ``record_steps`` steps; frames are kept every ``frame_records`` records.
     chunk_records : records per chunk.
     groups : walkers that exchange configurations after every chunk, as lists of walker numbers; empty for no exchange.
+    moves : generative moves between chunks, or None.
 
     Raises
     ------
@@ -68,6 +73,7 @@ class ChunkedRun:
     seed: int
     chunk_records: int = CHUNK_RECORDS
     groups: tuple[tuple[int, ...], ...] = ()
+    moves: IndependenceMoves | None = None
 
     def __post_init__(self) -> None:
         if self.chunk_records % self.frame_records:
@@ -85,12 +91,13 @@ class ChunkedRun:
             "time_step": self.engine.time_step,
             "temperature": self.engine.temperature,
             "seed": self.seed,
+            **({} if self.moves is None else {"moves": self.moves.digest()}),
         }
         stored = self.store.get(f"{self.name}/plan")
         if stored is None:
             self.store[f"{self.name}/plan"] = plan
         elif stored != plan:
-            changed = ", ".join(key for key in plan if plan[key] != stored.get(key))
+            changed = ", ".join(sorted(key for key in {*plan, *stored} if plan.get(key) != stored.get(key)))
             raise StoreError(f"the store holds another {self.name!r} run (different {changed})", "use a new store, or ask for the same run")
 
     @property
@@ -136,7 +143,7 @@ class ChunkedRun:
         return np.concatenate([chunk["positions"] for chunk in self.chunks(walker)]).astype(np.float64)
 
     def starts(self, number: int) -> list[State]:
-        """Return the state in which each walker begins round ``number``, exchanges included."""
+        """Return the state in which each walker begins round ``number``, exchanges and generative moves included."""
         if number == 0:
             return list(self.states)
         rounds = self._rounds()
@@ -150,7 +157,25 @@ class ChunkedRun:
             for group, new in zip(self.groups, sources, strict=True):
                 for place, source in zip(group, new, strict=True):
                     order[place] = group[source]
-        return [_state(ends[i]) for i in order]
+        return self._moved([_state(ends[i]) for i in order], number)
+
+    def _moved(self, states: list[State], number: int) -> list[State]:
+        """Return the states after the generative moves before round ``number``, which are made once and stored."""
+        if self.moves is None or number % self.moves.every:
+            return states
+        series, index = f"{self.name}/moves", number // self.moves.every - 1
+        if self.store.count(series) <= index:
+            members = list(self._rounds().members(number))
+            seed = integer_seed(self.seed, self.name, "moves", number)
+            moved = self.moves.apply(self.engine, [states[i] for i in members], [self.biases[i] for i in members], self.record, seed)
+            new = [s.positions for s, yes in zip(moved.states, moved.accepted, strict=True) if yes]
+            arrays = {"members": np.array(members), "accepted": moved.accepted, "log_ratio": moved.log_ratio}
+            shape = states[0].positions.shape
+            self.store.append({series: {**arrays, "positions": np.array(new).reshape(-1, *shape)}})
+        done = self.store.chunk(series, index)
+        for i, x in zip(done["members"][done["accepted"]].tolist(), done["positions"], strict=True):
+            states[i] = State(x, box=states[i].box)
+        return states
 
     def _chunk(self, members: Sequence[int], number: int, bar: Progress) -> None:
         time = self.chunk_records * self.record_stride

@@ -19,6 +19,7 @@ from couloir.cv.bias import HarmonicBias, bias_from_dict
 from couloir.errors import DataError, nearest
 from couloir.sampling.chunks import CHUNK_RECORDS, ChunkedRun, exchange_history, record_steps
 from couloir.sampling.engine import Engine
+from couloir.sampling.independence import IndependenceMoves, MoveReport, move_report
 from couloir.store import Store
 from couloir.trajectory import Array, State
 from couloir.units import convert
@@ -136,6 +137,7 @@ class UmbrellaSampling:
         record: Sequence[CollectiveVariable] = (),
         record_stride: Any = None,
         exchange: bool = True,
+        moves: IndependenceMoves | None = None,
         store: Store | None = None,
         name: str = "umbrella",
     ) -> BiasedSamples:
@@ -153,6 +155,7 @@ class UmbrellaSampling:
         exchange : let windows exchange configurations every ``EXCHANGE_RECORDS`` records (replica exchange by Gibbs
             sampling; walker k of every window takes part in set k).  It needs CV values only, so it costs nothing, and
             lets an orthogonal mode that is trapped in one window be left through another.
+        moves : let a model propose whole configurations to every walker at the same intervals, accepted by an exact rule.
         store : where chunks go as they are finished; None keeps them in memory.
         name : prefix of the series in the store.
 
@@ -168,6 +171,7 @@ class UmbrellaSampling:
         """
         walkers, states = _walkers(seeds, len(self))
         extra = tuple(cv for cv in record if cv.name not in {c.name for c in self.cvs})
+        interrupted = exchange or moves is not None
         self._run = ChunkedRun(
             engine=engine,
             store=store or Store(),
@@ -177,10 +181,11 @@ class UmbrellaSampling:
             biases=tuple(self.windows[w] for w, _ in walkers),
             record=self.cvs + extra,
             record_steps=record_steps(engine, record_stride),
-            frame_records=EXCHANGE_RECORDS if exchange else FRAME_RECORDS,
+            frame_records=EXCHANGE_RECORDS if interrupted else FRAME_RECORDS,
             seed=seed,
-            chunk_records=EXCHANGE_RECORDS if exchange else CHUNK_RECORDS,
+            chunk_records=EXCHANGE_RECORDS if interrupted else CHUNK_RECORDS,
             groups=_sets(walkers) if exchange else (),
+            moves=moves,
         )
         return self._until(self._durations(duration))
 
@@ -212,6 +217,17 @@ class UmbrellaSampling:
         if self._run is None:
             raise DataError("nothing has been run", "call run first (with the same store it picks up where it was)")
         return stored_exchange(self._run.store, self._run.name, {cv.name: cv.unit for cv in self.cvs})
+
+    def move_report(self) -> MoveReport:
+        """Return how many generative moves of the last :meth:`run` were accepted, window by window.
+
+        Raises
+        ------
+        DataError : nothing has been run with this object yet, or without such moves.
+        """
+        if self._run is None or self._run.moves is None:
+            raise DataError("no generative moves have been made", "call run with moves=IndependenceMoves(model) first")
+        return move_report(self._run.store, self._run.name, np.array([int(walker[1:5]) for walker in self._run.walkers]))
 
     def _durations(self, duration: Any) -> Array:
         """Return ps per walker of each window, (n_windows,)."""

@@ -1,0 +1,1 @@
+"""What the benchmarks of model-assisted sampling share."""

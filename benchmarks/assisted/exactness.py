@@ -84,7 +84,7 @@ def as_state(values: Array, table: TabulatedModel, engine: ToyEngine, seed: int)
             generated = sample_model(table, engine, budget, (Z2,), seed=integer_seed(seed, budget, repeat))
             frames = np.stack([np.full(walkers.size, 5.0), walkers.ravel()], axis=1)[:, None]
             joined, states = with_windows(generated, table, rows_of(walkers, engine), frames, modes=side)
-            weights = np.exp(mbar(joined, states=states).log_weights)
+            weights = np.exp(mbar(joined, states=states, solver="torch").log_weights)
             out.append(np.histogram(joined["z2"], EDGES, weights=weights)[0])
             share.append(generated.effective_samples / budget)
     return np.array(out).reshape(len(BUDGETS), len(values), -1), np.array(share).reshape(len(BUDGETS), -1)
@@ -100,7 +100,7 @@ def along_z2(engine: ToyEngine, repeats: int, seed: int) -> Array:
         early = samples.until(budget * engine.time_step)
         for repeat in range(repeats):
             part = early.select(early.walker % repeats == repeat)
-            out.append(np.histogram(part["z2"], EDGES, weights=np.exp(mbar(part).log_weights))[0])
+            out.append(np.histogram(part["z2"], EDGES, weights=np.exp(mbar(part, solver="torch").log_weights))[0])
     return np.array(out).reshape(len(BUDGETS), repeats, -1)
 
 
@@ -164,7 +164,7 @@ def labels(training: int) -> tuple[list[Row], Curves]:
     curves: Curves = {}
     for name, potential in (("evolving wells", potentials.evolving_wells()), ("variable barrier", potentials.variable_barrier(4.0))):
         time_step = 1e-2 if name == "evolving wells" else 1e-3
-        data = long_run(potential, 0.5, time_step, seed=31)[::10]
+        data = long_run(potential, 0.5, time_step, seed=1 if time_step == 1e-2 else 11)[::10]
         phi = DiffusionMap(Features.coordinates((0, 1))).fit(data, seed=0).coordinate(1, "phi")
         values = phi.evaluate(data)
         correlation = abs(float(np.corrcoef(values, data[:, 0, 0])[0, 1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from benchmarks.assisted.fast_slow import Z1, Z2, driven, histogram, l1
@@ -18,6 +20,7 @@ WALKERS = 10
 Curves = dict[str, tuple[Array, Array]]
 
 
+@cache
 def long_run(potential: ToyPotential, kT: float, time_step: float, seed: int) -> Array:
     """Return 100,000 structures (n, 1, 2) of one unbiased run of 1e5 units of time, in which z1 goes from 0 to 10."""
     engine = driven(potential, kT, time_step)

@@ -1,6 +1,6 @@
 """Score-based model assisted sampling (Crabtree, Bello-Rivas & Kevrekidis 2023) on its two fast/slow systems.
 
-    python -m benchmarks.assisted_sampling --scale small|paper [--only pdf,steps,exact,labels]
+    python -m benchmarks.assisted_sampling --scale small|paper [--only pdf steps exact labels]
 
 Conventions: noise as printed is per step, so kT = 0.1^2 / (2 x 0.01) = 0.5; z1 goes from 0 to 10 in 1e5 units of time.  All
 exact answers are laws of z2 *given* z1 (z1 is driven, so exp(-U/kT) is no law of both).  Errors are L1 distances, 0 to 2.
@@ -188,23 +188,23 @@ def steps(repeats: int, ratios: tuple[int, ...], training: int) -> tuple[list[Ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
-    parser.add_argument("--only", default="pdf,steps,exact,labels", help="parts, separated by commas")
+    parser.add_argument("--only", choices=("pdf", "steps", "exact", "labels"), nargs="+", help="some parts only")
     arguments = parser.parse_args()
     small = arguments.scale == "small"
     parts = {
         "pdf": lambda: pdf(3 if small else 5, 200 if small else 1000),
         "steps": lambda: steps(200 if small else 1000, (2, 4, 8) if small else (2, 4, 6, 8, 10), 600 if small else 1200),
         "exact": lambda: exact(200 if small else 1000, 50 if small else 1000, 600 if small else 1200),
-        "labels": lambda: labels(600 if small else 1200),
+        "labels": lambda: labels(1200),
     }
     rows: list[Row] = []
-    for name in arguments.only.split(","):
+    for name in arguments.only or parts:
         began = perf_counter()
         found, curves = parts[name]()
         rows += found
         draw_curves(f"assisted_sampling_{name}", curves)
         print(f"{name}: {perf_counter() - began:.0f} s", flush=True)
-    write_results("assisted_sampling", rows, scale=arguments.scale)
+    write_results("_".join(["assisted_sampling", *(arguments.only or ())]), rows, scale=arguments.scale)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,39 @@ class UniformLabels:
 
 
 @dataclass(frozen=True, eq=False)
+class MixtureLabels:
+    """Labels around several centres: an even mixture of normal distributions, wrapped where a label is periodic.
+
+    Attributes
+    ----------
+    centers : (n, n_labels).
+    widths : (n_labels,) standard deviations.
+    periods : (n_labels,) None for a label without.
+    """
+
+    centers: Array
+    widths: Array
+    periods: tuple[float | None, ...]
+
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        """Return labels (n, n_labels), every centre getting its share but for rounding."""
+        which = rng.permutation(np.arange(n) % len(self.centers))
+        values = self.centers[which] + self.widths * rng.standard_normal((n, len(self.widths)))
+        return np.stack([v if p is None else wrap(v, p) for v, p in zip(values.T, self.periods, strict=True)], axis=1)
+
+    def log_density(self, values: Array) -> Array:
+        """Return the log-density (n,) of labels (n, n_labels)."""
+        total = np.zeros((len(values), len(self.centers)))
+        for i, (width, period) in enumerate(zip(self.widths, self.periods, strict=True)):
+            away = values[:, i, None] - self.centers[:, i]
+            images = [0.0] if period is None else period * np.arange(-2, 3)
+            near = away if period is None else wrap(away, period)
+            parts = [-0.5 * ((near + image) / width) ** 2 for image in images]
+            total += np.logaddexp.reduce(parts, axis=0) - np.log(width * np.sqrt(2 * np.pi))
+        return np.asarray(np.logaddexp.reduce(total, axis=1) - np.log(len(self.centers)))
+
+
+@dataclass(frozen=True, eq=False)
 class ModelState:
     """A fitted conditional model together with where its labels come from.
 

@@ -24,6 +24,7 @@ _HOMES = {
     "UmbrellaSampling": "umbrella",
     "dragged_seeds": "dragging",
     "adapt_windows": "planning",
+    "assisted_sampling": "assisted",
     "coarse_windows": "planning",
     "committor": "committors",
     "committor_histogram_test": "committors",

@@ -25,7 +25,12 @@ class SeedingEngine(Engine, Protocol):
     """An engine that can also minimize and evaluate energies, as seeding needs."""
 
     def minimize(
-        self, states: Sequence[State], *, bias: Sequence[HarmonicBias] | None = None, record: Sequence[CollectiveVariable] = ()
+        self,
+        states: Sequence[State],
+        *,
+        bias: Sequence[HarmonicBias] | None = None,
+        record: Sequence[CollectiveVariable] = (),
+        max_iterations: int = 0,
     ) -> list[State]: ...
     def energies(self, positions: Array) -> Array: ...
 
@@ -122,11 +127,11 @@ def _drag(
 
 
 def minimized(
-    engine: SeedingEngine, windows: UmbrellaSampling, states: Sequence[State], biases: Sequence[HarmonicBias]
+    engine: SeedingEngine, windows: UmbrellaSampling, states: Sequence[State], biases: Sequence[HarmonicBias], max_iterations: int = 0
 ) -> list[State | None]:
     """Return the states minimized in their windows, None for those that cannot be."""
     try:
-        return list(engine.minimize(states, bias=biases, record=windows.cvs))
+        return list(engine.minimize(states, bias=biases, record=windows.cvs, max_iterations=max_iterations))
     except SimulationError as error:
         return list(error.partial)
 

@@ -96,13 +96,13 @@ def frontier_rounds(
     ------
     DataError : the data touch no window at all.
     """
-    train = fit if callable(fit) else _fit_with(fit)
+    train = fitting(fit)
     store, kT = store or Store(), engine.kT
     data, seeds, covered = np.asarray(positions, dtype=np.float64), [], [coverage(windows, positions, kT)]
     if not covered[0].any():
         raise DataError("the data lie in no window, so there is no frontier to start from", "place windows where the data are")
     for number in range(max_rounds):
-        ahead = _ahead(windows, covered[-1], reach)
+        ahead = windows_ahead(windows, covered[-1], reach)
         stuck = len(covered) > PATIENCE and (covered[-1] == covered[-1 - PATIENCE]).all()
         if not ahead or stuck:
             break
@@ -129,30 +129,33 @@ def frontier_rounds(
 
 def coverage(windows: UmbrellaSampling, positions: Array, kT: float) -> npt.NDArray[np.bool_]:
     """Return which windows (n_windows,) hold at least ``MIN_FRAMES`` frames near their centre."""
-    home, near = _homes(windows, positions, kT)
+    home, near = homes(windows, positions, kT)
     return np.bincount(home[near], minlength=len(windows)) >= MIN_FRAMES
 
 
 def even_weights(windows: UmbrellaSampling, positions: Array, kT: float) -> Array:
     """Return frame weights (n,), mean 1, that give every populated window the same total weight."""
-    home, _ = _homes(windows, positions, kT)
+    home, _ = homes(windows, positions, kT)
     weights = 1.0 / np.bincount(home, minlength=len(windows))[home]
     return np.asarray(weights / weights.mean())
 
 
-def _fit_with(model: Trainable) -> Fit:
-    return lambda positions, weights, seed: model.fit(positions, seed=seed, weights=weights)
+def fitting(fit: Trainable | Fit) -> Fit:
+    """Return the function that trains: itself, or the method of a model class before fitting."""
+    if not hasattr(fit, "fit"):
+        return fit
+    return lambda positions, weights, seed: fit.fit(positions, seed=seed, weights=weights)
 
 
-def _homes(windows: UmbrellaSampling, positions: Array, kT: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def homes(windows: UmbrellaSampling, positions: Array, kT: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return the nearest window of every frame, and whether the frame lies within a window's width or half a spacing."""
     values = np.stack([cv.evaluate(positions) for cv in windows.cvs], axis=1)
     far = np.stack([windows.distance(values, center, kT) for center in windows.centers])
     home = far.argmin(axis=0)
-    return home, far.min(axis=0) <= max(MAX_REACH, _spacing(windows) / np.sqrt(kT) / 2)
+    return home, far.min(axis=0) <= max(MAX_REACH, spacing(windows) / np.sqrt(kT) / 2)
 
 
-def _spacing(windows: UmbrellaSampling) -> float:
+def spacing(windows: UmbrellaSampling) -> float:
     """Return the median distance of a window to its nearest neighbour (windows.distance at kT = 1)."""
     if len(windows) == 1:
         return 0.0
@@ -160,8 +163,9 @@ def _spacing(windows: UmbrellaSampling) -> float:
     return float(np.median(nearest))
 
 
-def _ahead(windows: UmbrellaSampling, covered: npt.NDArray[np.bool_], reach: int) -> list[int]:
-    limit = reach * _spacing(windows) * (1 + 1e-6)
+def windows_ahead(windows: UmbrellaSampling, covered: npt.NDArray[np.bool_], reach: int) -> list[int]:
+    """Return the windows without data that lie at most ``reach`` windows beyond those that have some."""
+    limit = reach * spacing(windows) * (1 + 1e-6)
     known = windows.centers[covered]
     return [
         w for w in range(len(windows)) if not covered[w] and windows.distance(known, windows.centers[w]).min() <= limit
@@ -171,7 +175,7 @@ def _ahead(windows: UmbrellaSampling, covered: npt.NDArray[np.bool_], reach: int
 def _states_by_window(
     windows: UmbrellaSampling, positions: Array, covered: npt.NDArray[np.bool_], kT: float, seed: int
 ) -> dict[int, Sequence[State]]:
-    home, near = _homes(windows, positions, kT)
+    home, near = homes(windows, positions, kT)
     rng = stream(seed)
     picks = {w: rng.choice(np.flatnonzero((home == w) & near), size=4) for w in np.flatnonzero(covered)}
     return {int(w): [State(positions[i]) for i in rows] for w, rows in picks.items()}

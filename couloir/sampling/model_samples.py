@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,8 @@ from couloir.analysis.reduced import ReducedState, effective_number
 from couloir.analysis.samples import BiasedSamples
 from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
-from couloir.sampling.independence import EnergyEngine, Proposed
+from couloir.sampling.gates import GeometryGates
+from couloir.sampling.independence import EnergyEngine
 from couloir.trajectory import Array
 
 HIGHEST = 1e9
@@ -28,9 +29,9 @@ ENOUGH = 50
 
 
 class State(Protocol):
-    """A normalized density of structures (:class:`couloir.generative.model_state.ModelState`)."""
+    """A normalized density of structures (``ModelState``); its samples have ``positions`` and ``log_prob``."""
 
-    def sample(self, n: int, *, seed: int) -> Proposed: ...
+    def sample(self, n: int, *, seed: int) -> Any: ...
     def log_prob(self, positions: Array) -> Array: ...
 
 
@@ -83,12 +84,16 @@ class ModelSamples:
         return "\n".join([*lines, *(str(finding) for finding in self.findings)])
 
 
-def sample_model(state: State, engine: EnergyEngine, n: int, cvs: Sequence[CollectiveVariable], *, seed: int) -> ModelSamples:
+def sample_model(
+    state: State, engine: EnergyEngine, n: int, cvs: Sequence[CollectiveVariable], *, seed: int, gates: GeometryGates | None = None
+) -> ModelSamples:
     """Draw ``n`` structures from a model's density and weigh them by the engine's energies.
 
     Parameters
     ----------
     cvs : recorded on every structure.
+    gates : of the molecule; structures of another handedness, or with another cis or trans peptide bond, get no weight: force fields
+        find mirror images as good, dynamics never makes them.
 
     Raises
     ------
@@ -98,6 +103,9 @@ def sample_model(state: State, engine: EnergyEngine, n: int, cvs: Sequence[Colle
     positions, log_prob = np.asarray(drawn.positions), np.asarray(drawn.log_prob)
     energy = np.array(engine.energies(positions), dtype=np.float64)
     energy = np.where(np.isfinite(energy), np.minimum(energy, HIGHEST), HIGHEST)
+    if gates is not None:
+        checks = gates.check(positions)
+        energy[~(checks["chirality"] & checks["peptide"])] = HIGHEST
     whole = np.isfinite(log_prob)
     if not (whole & (energy < HIGHEST)).any():
         raise DataError(f"none of {n} structures has a finite density and energy", "train the model longer, or look at what it makes")

@@ -70,7 +70,7 @@ def seed_windows(
     wanted = list(range(len(windows))) if only is None else list(only)
     numbers = np.repeat(wanted, per_window * oversample)
     raw = model.sample(_conditions(model, windows)[numbers], seed=integer_seed(seed, "seeding"))
-    candidates = _Candidates(engine, windows, numbers, raw, _gates(engine, reference))
+    candidates = _Candidates(engine, windows, numbers, raw, geometry_gates(engine, reference))
     candidates.repair()
     candidates.thermalize(thermalization, integer_seed(seed, "thermalization"))
     chosen = candidates.choose(per_window, selection, seed)
@@ -237,7 +237,8 @@ def _inside(
     return np.array((np.abs(windows.displacement(values - windows.centers[homes])) <= 5 * sigma).all(axis=1), dtype=bool)
 
 
-def _gates(engine: SeedingEngine, reference: State | None) -> GeometryGates | None:
+def geometry_gates(engine: SeedingEngine, reference: State | None) -> GeometryGates | None:
+    """Return the gates of the engine's molecule, None for a toy; raises DataError without a physical structure."""
     if engine.topology is None:
         return None
     structure = reference if reference is not None else getattr(getattr(engine, "molecule", None), "state", None)

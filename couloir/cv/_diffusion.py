@@ -15,6 +15,8 @@ _RARE = 0.01
 """A disconnected set with fewer than this share of the frames is set aside, not an error."""
 _GAP = 1.5
 """A ratio of neighbouring timescales below this is no gap."""
+_BETWEEN = 0.005
+"""A coordinate with fewer than this share of the frames in the middle between two sets only tells these sets apart."""
 
 
 def choose_bandwidth(squared_distances: Array) -> float:
@@ -55,7 +57,6 @@ def squared_distances(y: Array) -> Array:
 def landmarks(y: Array, n: int, farthest: bool, rng: np.random.Generator) -> tuple[Any, Array]:
     """Return indices of n landmarks (fewer if there are fewer different frames) and how many frames are nearest to each."""
     order = rng.permutation(len(y))
-    """Return all squared distances (n, n) between rows of y (n, n_features)."""
     norms = (y * y).sum(axis=1)
     best, owner, picks = np.full(len(y), np.inf), np.zeros(len(y), dtype=np.intp), [int(order[0])]
     while True:
@@ -86,7 +87,8 @@ def connected(squared: Array, counts: Array, epsilon: float) -> tuple[Any, list[
     if (shares >= _RARE).sum() > 1:
         raise DataError(
             f"the data fall into {n_sets} sets that the kernel does not connect at bandwidth {epsilon:.3g} (shares of frames: {shown})",
-            "simulate until they are connected, learn each by itself, leave out a feature that separates them, or widen the bandwidth",
+            "simulate until they are connected, learn each by itself, leave out a feature that separates them, or widen the bandwidth "
+            f"to {bridging_bandwidth(squared, of == largest):.2g}",
         )
     message = f"{1 - shares[largest]:.2%} of the frames, in {n_sets - 1} set(s), are not connected to the rest and were left out"
     return np.flatnonzero(of == largest), [Finding("disconnected-frames", message, "sample more around them")]
@@ -144,6 +146,53 @@ def spectral_findings(eigenvalues: Array, epsilon: float, values: Array) -> list
         message = f"half of the variance of coordinate {i + 1} comes from one frame in a hundred: it tells a few frames from the rest"
         found.append(Finding("coordinate-of-few-frames", message, "sample more around them, or give a larger bandwidth"))
     return found
+
+
+def gap_findings(psi: Array, counts: Array, squared: Array, epsilon: float) -> list[Finding]:
+    """Return which of the first coordinates only tell two sets of frames apart, across a gap that the kernel hardly bridges.
+
+    Such a walk stays longer in a set than it takes to explore it, so the set comes before all that varies inside: two wells
+    with few frames on the barrier hide a slower, continuous variable, although alpha = 1 is meant to ignore densities.
+
+    Parameters
+    ----------
+    psi : (n_landmarks, n_coordinates).
+    counts : (n_landmarks,) frames for which each landmark stands.
+    squared : (n_landmarks, n_landmarks) squared distances.
+    """
+    found = []
+    for i, values in enumerate(psi.T):
+        upper = _upper_set(values, counts)
+        low, high = (np.average(values[side], weights=counts[side]) for side in (~upper, upper))
+        middle, share = (high + low) / 2, counts[upper].sum() / counts.sum()
+        between = counts[np.abs(values - middle) < (high - low) / 4].sum() / counts.sum()
+        wider = bridging_bandwidth(squared, upper)
+        if between >= _BETWEEN or min(share, 1 - share) < _RARE or wider <= epsilon:
+            break  # what comes after a coordinate that varies is no longer hidden
+        message = (
+            f"coordinate {i + 1} only tells two sets of frames apart ({1 - share:.0%} and {share:.0%}, {between:.2%} between): the "
+            f"bandwidth {epsilon:.2g} hardly bridges the gap, so what varies inside the sets comes later"
+        )
+        fix = f"use a later coordinate, give bandwidth = {wider:.2g} to see past the gap, or sample between the sets"
+        found.append(Finding("coordinate-of-a-gap", message, fix))
+    return found
+
+
+def _upper_set(values: Array, counts: Array) -> Any:
+    """Return the landmarks (n,) above the threshold that separates values best (Otsu, IEEE Trans. Syst. Man Cybern. 9, 62 (1979))."""
+    order = np.argsort(values)
+    weight = np.cumsum(counts[order])[:-1] / counts.sum()
+    total = np.cumsum((counts * values)[order]) / counts.sum()
+    contrast = (total[-1] * weight - total[:-1]) ** 2 / (weight * (1 - weight))
+    return values > values[order[np.argmax(contrast)]]
+
+
+def bridging_bandwidth(squared: Array, inside: Any) -> float:
+    """Return eps at which the kernel's standard deviation, sqrt(2 eps), is half the distance between two sets of landmarks.
+
+    That distance is the median over ``inside`` of the way to the nearest landmark outside of it.
+    """
+    return float(np.median(squared[np.ix_(inside, ~inside)].min(axis=1))) / 8
 
 
 def timescales(eigenvalues: Array, epsilon: float) -> Array:

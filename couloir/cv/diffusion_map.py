@@ -221,6 +221,7 @@ class DiffusionMap:
     n_coordinates : how many coordinates to compute (at least 2, to see a gap).
     alpha : 1 forgets the density of the data, 1/2 follows its free energy (see the module).
     bandwidth : eps in squared units of the features, or ``"auto"``: see :func:`couloir.cv._diffusion.choose_bandwidth`.
+        A gap in the data that is wider than the kernel becomes the first coordinate; a finding then names a bandwidth that bridges it.
     n_landmarks : frames that stand for all others; with fewer frames than this, all are landmarks.
     selection : landmarks by ``"farthest"`` point, which keeps rare structures, or ``"random"``.
 
@@ -279,6 +280,7 @@ class DiffusionMap:
         )
         mean, scale = everywhere.mean(axis=0), everywhere.std(axis=0) * _diffusion.signs(everywhere, y)
         warnings += _diffusion.spectral_findings(eigenvalues, epsilon, everywhere)
+        warnings += _diffusion.gap_findings(psi, counts, squared, epsilon)
         return FittedDiffusionMap(
             self.features, y[picks], log_weights, epsilon, eigenvalues, (psi - mean) / scale, (raw - mean) / scale,
             2 * _diffusion.kernel_slope(squared, epsilon), len(y), tuple(warnings),

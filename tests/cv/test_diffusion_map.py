@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 
@@ -150,6 +151,44 @@ def test_disconnected_data_are_refused_with_their_shares():
     data, _ = circle(600, 1)
     with pytest.raises(DataError, match=r"2 sets .* 75.0%, 25.0%"):
         DiffusionMap(PLANE, n_landmarks=400).fit(np.concatenate([data, data[:200] + 30]), seed=1)
+
+
+def two_wells(n: int, height: float) -> np.ndarray:
+    """z1 uniform in 0 ... 10, z2 in one of two Gaussian wells at +-1 that narrow with the height of the barrier; (n, 1, 2)."""
+    rng = np.random.default_rng(3)
+    z2 = rng.choice([-1.0, 1.0], n) + rng.normal(scale=0.5 / np.sqrt(height), size=n)
+    return np.stack([rng.uniform(0, 10, n), z2], axis=1)[:, None]
+
+
+def test_a_coordinate_that_only_tells_two_wells_apart_is_named_and_the_bandwidth_it_advises_finds_the_slow_variable():
+    data = two_wells(3000, 8.0)
+    narrow = DiffusionMap(PLANE, n_landmarks=600).fit(data, seed=1)
+    assert abs(np.corrcoef(narrow.coordinate().evaluate(data), data[:, 0, 0])[0, 1]) < 0.1
+    assert abs(np.corrcoef(narrow.coordinate().evaluate(data), np.sign(data[:, 0, 1]))[0, 1]) > 0.99
+    (finding,) = [f for f in narrow.warnings if f.code == "coordinate-of-a-gap"]
+    advised = float(re.search(r"bandwidth = ([\d.]+)", finding.fix)[1])
+    wide = DiffusionMap(PLANE, bandwidth=advised, n_landmarks=600).fit(data, seed=1)
+    assert np.corrcoef(wide.coordinate().evaluate(data), data[:, 0, 0])[0, 1] > 0.99
+    assert "coordinate-of-a-gap" not in [f.code for f in wide.warnings]
+
+
+def test_a_coordinate_that_varies_everywhere_is_not_taken_for_a_gap(wells):
+    # A bounded coordinate crowds at its ends without a gap; the sets on both sides of a gap may differ in size.
+    assert "coordinate-of-a-gap" not in [f.code for f in wells[1].warnings]
+    strip = np.random.default_rng(2).uniform((0, 0), (5, 0.4), size=(1500, 2))[:, None]
+    assert "coordinate-of-a-gap" not in [f.code for f in DiffusionMap(PLANE, n_landmarks=300).fit(strip, seed=1).warnings]
+    uneven = two_wells(3000, 8.0)
+    uneven = uneven[(uneven[:, 0, 1] < 0) | (np.arange(3000) % 9 == 0)]
+    assert "coordinate-of-a-gap" in [f.code for f in DiffusionMap(PLANE, n_landmarks=400).fit(uneven, seed=1).warnings]
+
+
+def test_disconnected_wells_are_refused_with_a_bandwidth_that_joins_them():
+    data = two_wells(3000, 60.0)
+    with pytest.raises(DataError, match="widen the bandwidth to") as refused:
+        DiffusionMap(PLANE, n_landmarks=600).fit(data, seed=1)
+    advised = float(re.search(r"bandwidth to ([\d.]+)", refused.value.fix)[1])
+    wide = DiffusionMap(PLANE, bandwidth=advised, n_landmarks=600).fit(data, seed=1)
+    assert np.corrcoef(wide.coordinate().evaluate(data), data[:, 0, 0])[0, 1] > 0.99
 
 
 def test_a_few_stray_frames_are_left_out_with_a_finding():

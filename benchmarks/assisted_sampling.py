@@ -24,8 +24,9 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.assisted.exactness import exact, labels
+from benchmarks.assisted.exactness import exact
 from benchmarks.assisted.fast_slow import CELLS, TabulatedModel, binned, draw, driven, exact_cells, l1
+from benchmarks.assisted.labels import labels
 from benchmarks.assisted.pictures import draw_curves
 from benchmarks.assisted.runs import WALKERS, Curves, cumulative_errors, fit, long_run, mean_and_error
 from benchmarks.results import Row, write_results
@@ -188,14 +189,14 @@ def steps(repeats: int, ratios: tuple[int, ...], training: int) -> tuple[list[Ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
-    parser.add_argument("--only", choices=("pdf", "steps", "exact", "labels"), nargs="+", help="some parts only")
+    parser.add_argument("--only", choices=("pdf", "steps", "exact", "labels"), nargs="+", help="some parts, printed and not written")
     arguments = parser.parse_args()
     small = arguments.scale == "small"
     parts = {
         "pdf": lambda: pdf(3 if small else 5, 200 if small else 1000),
         "steps": lambda: steps(200 if small else 1000, (2, 4, 8) if small else (2, 4, 6, 8, 10), 600 if small else 1200),
-        "exact": lambda: exact(200 if small else 1000, 50 if small else 1000, 600 if small else 1200),
-        "labels": lambda: labels(1200),
+        "exact": lambda: exact(200 if small else 1000, 50 if small else 100, 600 if small else 1200),
+        "labels": lambda: labels(1200, 3 if small else 5),
     }
     rows: list[Row] = []
     for name in arguments.only or parts:
@@ -204,7 +205,10 @@ def main() -> None:
         rows += found
         draw_curves(f"assisted_sampling_{name}", curves)
         print(f"{name}: {perf_counter() - began:.0f} s", flush=True)
-    write_results("_".join(["assisted_sampling", *(arguments.only or ())]), rows, scale=arguments.scale)
+    if arguments.only is None:
+        write_results("assisted_sampling", rows, scale=arguments.scale)
+    else:
+        print(*(f"{row.claim}: {row.value:.4g} {row.unit}" for row in rows), sep="\n")
 
 
 if __name__ == "__main__":

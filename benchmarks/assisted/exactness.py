@@ -1,4 +1,4 @@
-"""Pooling against three exact ways to use a model, on walkers that never cross by themselves; diffusion maps as labels.
+"""Pooling against three exact ways to use a model, on walkers that never cross by themselves.
 
 Variable barrier, h = 4 at kT = 0.5 (8 kT), ten walkers held at z1 = 5.  What each estimate of p(z2 | z1) converges to:
 (a) pooled rows: the model's weights of the wells, as long as nothing crosses; (b) MBAR over {model, each well of the window}:
@@ -8,6 +8,8 @@ every walker forgetting its seed; (d) windows along z2 that exchange: the truth,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,10 +18,7 @@ from benchmarks.assisted.runs import WALKERS, Curves, fit, long_run, mean_and_er
 from benchmarks.results import Row
 from couloir.analysis import BiasedSamples, free_energy_surface, mbar
 from couloir.cv.bias import HarmonicBias
-from couloir.cv.diffusion_map import DiffusionMap
-from couloir.cv.features import Features
-from couloir.generative import ConditionalSGM, Vector
-from couloir.generative.training import TrainingPlan
+from couloir.generative.conditional_sgm import FittedConditionalSGM
 from couloir.sampling import IndependenceMoves, ToyEngine, UmbrellaSampling, potentials
 from couloir.sampling.model_samples import sample_model, with_windows
 from couloir.streams import integer_seed, stream
@@ -29,6 +28,12 @@ BUDGETS = (100, 300, 1000, 3000, 10000)
 HELD = HarmonicBias.on(Z1, 5.0, 1.0)
 STRIDE = 10  # steps between rows
 MOVE = 100  # steps between generative moves
+FEW = 4  # walkers per window in an experiment of ten windows
+ENERGIES = 300  # structures whose energies judge the model
+NETWORK_WALKERS = 40  # walkers whose moves take the network's density, not its table
+NETWORK: dict[str, Any] = {"n_steps": 20, "method": "rk4"}  # how the network's own density is integrated
+STAGES = 4  # calls per step of it
+SEED_CALLS = 20  # calls for a structure without its density
 
 
 def side(positions: Array) -> npt.NDArray[np.int64]:
@@ -62,14 +67,19 @@ def pooled(values: Array) -> Array:
     return np.array([histogram(values[:, :, : n // STRIDE].reshape(len(values), -1)) for n in BUDGETS])
 
 
-def rows_of(values: Array, engine: ToyEngine) -> BiasedSamples:
-    """Return walkers' z2 (n_walkers, n_rows) as samples of p(z2 | z1 = 5): what holds z1 has no part in it."""
+def rows_of(values: Array, engine: ToyEngine, per_window: int | None = None) -> BiasedSamples:
+    """Return walkers' z2 (n_walkers, n_rows) as samples of p(z2 | z1): what holds z1 has no part in it.
+
+    The walkers share a window, or have one for every ``per_window`` of them.
+    """
     n, length = values.shape
+    window = np.arange(n) // (per_window or n)
+    n_windows = int(window[-1]) + 1
     points = np.stack([np.full(values.size, 5.0), values.ravel()], axis=1)
     return BiasedSamples(
-        ("z2",), (Z2.unit,), (None,), values.reshape(-1, 1), engine.energies(points[:, None]), np.zeros(values.size, dtype=np.int64),
-        np.repeat(np.arange(n), length), np.tile(STRIDE * engine.time_step * np.arange(1, length + 1), n), (None,),
-        np.array([engine.temperature]),
+        ("z2",), (Z2.unit,), (None,), values.reshape(-1, 1), engine.energies(points[:, None]), np.repeat(window, length),
+        np.repeat(np.arange(n), length), np.tile(STRIDE * engine.time_step * np.arange(1, length + 1), n), (None,) * n_windows,
+        np.full(n_windows, engine.temperature),
     )  # fmt: skip
 
 
@@ -104,11 +114,74 @@ def along_z2(engine: ToyEngine, repeats: int, seed: int) -> Array:
     return np.array(out).reshape(len(BUDGETS), repeats, -1)
 
 
-def flagged(values: Array, engine: ToyEngine) -> float:
-    """Return the share of repeats whose surface along z2 warns that walkers disagree."""
+def flagged(engine: ToyEngine, model: FittedConditionalSGM, repeats: int, seed: int) -> float:
+    """Return the share of experiments whose surface along z2 warns that walkers or windows disagree.
+
+    An experiment is ten windows from z1 = 0.5 to 9.5 with four walkers each, seeded by the model at its own z1 and pooled by hand:
+    ten unbiased simulations of z2, which the variable barrier allows, since p(z2 | z1) is the same everywhere.
+    """
+    centers = np.repeat(np.arange(0.5, 10.0), FEW)
+    z2 = model.sample(np.tile(centers, repeats), seed=integer_seed(seed, "seeds"))[:, 0, 1]
+    states = [engine.state(float(c), float(y)) for c, y in zip(np.tile(centers, repeats), z2, strict=True)]
+    done = engine.propagate(
+        states, duration=max(BUDGETS) * engine.time_step, bias=[HarmonicBias.on(Z1, float(c), 1.0) for c in centers] * repeats,
+        record=(Z1, Z2), record_stride=STRIDE * engine.time_step, seed=[integer_seed(seed, i) for i in range(len(states))],
+    )  # fmt: skip
+    values = np.array([walker.series["z2"] for walker in done]).reshape(repeats, len(centers), -1)
     codes = {"walkers-disagree", "windows-disagree"}
-    found = [free_energy_surface(rows_of(v, engine), "z2", n_bootstrap=0).findings for v in values]
+    found = [free_energy_surface(rows_of(v, engine, FEW), "z2", n_bootstrap=0).findings for v in values]
     return float(np.mean([bool(codes & {finding.code for finding in findings}) for findings in found]))
+
+
+def denied(table: TabulatedModel, engine: ToyEngine, n: int, repeats: int, seed: int) -> float:
+    """Return the share of repeats in which energies of n structures deny the model's weights of the wells.
+
+    They do where the share of the right well differs by 3 standard errors and the free energy between the wells by 0.5 kT.
+    """
+    out = []
+    for repeat in range(repeats):
+        made = sample_model(table, engine, n, (Z2,), seed=integer_seed(seed, repeat))
+        right, weights = side(made.positions) > 0, np.exp(made.log_weights)
+        physical, own = float(weights @ right), float(right.mean())
+        # Both shares come from the same structures: the error is that of their difference.
+        error = float(np.linalg.norm(weights * (right - physical) - (right - own) / n))
+        shift = np.log(physical / (1 - physical)) - np.log(own / (1 - own))
+        out.append(abs(physical - own) > 3 * error and abs(shift) > 0.5)
+    return float(np.mean(out))
+
+
+def by_run(engine: ToyEngine, model: FittedConditionalSGM, n_walkers: int, seed: int) -> tuple[Array, float]:
+    """Return z2 (n_walkers, n_rows) and the acceptance of moves of the network itself in :meth:`UmbrellaSampling.run`."""
+    windows = UmbrellaSampling.at((Z1,), [(5.0,)], (1.0,))
+    z2 = model.sample(5.0, n_walkers, seed=integer_seed(seed, "seeds"))[:, 0, 1]
+    seeds = {0: [engine.state(5.0, float(y)) for y in z2]}
+    samples = windows.run(
+        engine, seeds, max(BUDGETS) * engine.time_step, seed=seed, record=(Z2,), record_stride=STRIDE * engine.time_step,
+        exchange=False, moves=IndependenceMoves(model, settings=NETWORK),
+    )  # fmt: skip
+    values = np.array([samples["z2"][samples.walker == w] for w in range(n_walkers)])
+    return values, float(windows.move_report().acceptance[0])
+
+
+def costs(n: int = max(BUDGETS)) -> list[Row]:
+    """Return what ten walkers of n steps each are charged, way by way.
+
+    A move asks for two energies, of the proposal and of where the walker is.  Network calls are those of the network's own density,
+    one structure each, also where a table of it was used to save time; the density takes a Jacobian with every call.
+    """
+    density = NETWORK["n_steps"] * STAGES  # calls for the density of one structure, proposed or given
+    dynamics = int(0.9 * n)
+    charged = {
+        "(a) pooled": (WALKERS * n, WALKERS * SEED_CALLS),
+        "(b) model as a state": (WALKERS * dynamics + n, WALKERS * SEED_CALLS + (n + WALKERS * dynamics // STRIDE) * density),
+        "(c) generative moves": (WALKERS * (n + 2 * (n // MOVE)), WALKERS * (SEED_CALLS + n // MOVE * 2 * density)),
+        "(d) exchange along z2": (WALKERS * n, 0),
+    }
+    rows = []
+    for name, (forces, calls) in charged.items():
+        rows.append(Row(f"{name}: force evaluations of ten walkers and {n} steps", float(forces), ""))
+        rows.append(Row(f"{name}: network calls, a structure each, at {NETWORK['n_steps']} steps of the density", float(calls), ""))
+    return rows
 
 
 def slope(errors: Array) -> float:
@@ -126,7 +199,8 @@ def exact(repeats: int, solved: int, training: int) -> tuple[list[Row], Curves]:
     out, curves = [], {}
     exchanged = along_z2(engine, solved, seed=29)
     for kind, weights in (("good", None), ("wrong", heavy)):
-        table = TabulatedModel.of(fit(data, 0, weights, steps=training), 5.0)
+        model = fit(data, 0, weights, steps=training)
+        table = TabulatedModel.of(model, 5.0)
         share = float(binned(table.cells)[right].sum())
         z2 = draw(table.cells, repeats * WALKERS, stream(21, "seeds")).reshape(repeats, -1)
         values, _ = run(engine, z2, seed=22)
@@ -150,35 +224,24 @@ def exact(repeats: int, solved: int, training: int) -> tuple[list[Row], Curves]:
             off = abs(weight - 0.5)
             right_within = bool(off < 4 * uncertain) if falls else None
             out.append(Row(f"{what}: weight of the right well at the end", float(weight), "", float(uncertain), 0.5, right_within))
-        warned = flagged(values[:solved], engine)
-        out.append(
-            Row(f"{kind} model, (a) pooled: repeats that warn of walkers that disagree", 100 * warned, "%", None, 95.0, warned >= 0.95)
-        )
+        out += _checks(kind, model, table, engine, solved, share)
         out.append(Row(f"{kind} model, (b): effective share of the model's structures", float(effective[-1].mean()), ""))
         out.append(Row(f"{kind} model, (c): accepted moves", float(acceptance.mean()), ""))
         print(f"{kind}: " + "; ".join(f"{k} {np.round(mean_and_error(l1(v, truth))[0], 3)}" for k, v in found.items()), flush=True)
-    return out, curves
+    return out + costs(), curves
 
 
-def labels(training: int) -> tuple[list[Row], Curves]:
-    """Learn the label from 10,000 samples, then the law of z2 where it is zero."""
-    out: list[Row] = []
-    curves: Curves = {}
-    for name, potential in (("evolving wells", potentials.evolving_wells()), ("variable barrier", potentials.variable_barrier(4.0))):
-        time_step = 1e-2 if name == "evolving wells" else 1e-3
-        data = long_run(potential, 0.5, time_step, seed=1 if time_step == 1e-2 else 11)[::10]
-        phi = DiffusionMap(Features.coordinates((0, 1)), bandwidth=0.5).fit(data, seed=0).coordinate(1, "phi")
-        values = phi.evaluate(data)
-        correlation = abs(float(np.corrcoef(values, data[:, 0, 0])[0, 1]))
-        plan = TrainingPlan(steps=training, evaluations=4, held_out_rows=1000, patience=None)
-        model = ConditionalSGM(Vector(), label=phi, width=64, depth=2).fit(data, seed=0, labels=values, plan=plan)
-        z2 = model.sample(0.0, 20_000, seed=1)[:, 0, 1]
-        # Phi = 0 is a level set of z1 up to the correlation: the law there is that at the mean z1 of frames near it.
-        z1 = float(data[np.argsort(abs(values))[:200], 0, 0].mean())
-        cells = exact_cells(potential, 0.5, z1)
-        error = float(l1(histogram(z2[None])[0], binned(cells)))
-        out.append(Row(f"{name}: correlation of |Phi| with z1, 10,000 samples", correlation, "", None, 0.99, correlation > 0.99))
-        out.append(Row(f"{name}: L1 of p(z2 | Phi = 0), 20,000 structures (z1 = {z1:.2f})", error, "", None, 0.1, error <= 0.1))
-        made = np.histogram(z2, EDGES)[0] / len(z2)
-        curves[f"{name}, Phi = 0"] = (cells, np.repeat(made / 20, 20))
-    return out, curves
+def _checks(kind: str, model: FittedConditionalSGM, table: TabulatedModel, engine: ToyEngine, repeats: int, share: float) -> list[Row]:
+    """Return how often pooled experiments are flagged, and what the network itself does in windows."""
+    warned = flagged(engine, model, repeats, seed=31)
+    what = f"{kind} model, (a) pooled: experiments of ten windows and {FEW} walkers each"
+    out = [Row(f"{what} that warn of walkers that disagree ({repeats} repeats)", 100 * warned, "%", None, 95.0, warned >= 0.95)]
+    off = denied(table, engine, ENERGIES, 1000, seed=32)
+    what = f"{kind} model ({share:.2f} on the right): repeats in which energies of {ENERGIES} structures deny its weights"
+    out.append(Row(what, 100 * off, "%", None, 95.0 if kind == "wrong" else 5.0, off >= 0.95 if kind == "wrong" else off <= 0.05))
+    values, accepted = by_run(engine, model, NETWORK_WALKERS, seed=33)
+    weight, uncertain = mean_and_error((values[:, values.shape[1] // 2 :] > 0).mean(axis=1))
+    what = f"{kind} model, (c) by the network's own density in UmbrellaSampling.run, {NETWORK_WALKERS} walkers"
+    out.append(Row(f"{what}: weight of the right well", float(weight), "", float(uncertain), 0.5, bool(abs(weight - 0.5) < 4 * uncertain)))
+    out.append(Row(f"{what}: accepted moves", accepted, ""))
+    return out

@@ -24,13 +24,23 @@ Curves = dict[str, tuple[Array, Array]]
 def long_run(potential: ToyPotential, kT: float, time_step: float, seed: int) -> Array:
     """Return 100,000 structures (n, 1, 2) of one unbiased run of 1e5 units of time, in which z1 goes from 0 to 10."""
     engine = driven(potential, kT, time_step)
-    return engine.propagate(engine.state(0.0, -1.0), duration=1e5, stride=1.0, record=None, seed=seed)[0].positions
+    return np.asarray(engine.propagate(engine.state(0.0, -1.0), duration=1e5, stride=1.0, record=None, seed=seed)[0].positions)
+
+
+def thinned_runs(potential: ToyPotential, kT: float, time_step: float, seed: int, n_runs: int = 20, n: int = 10_000) -> Array:
+    """Return n structures (n, 1, 2) of several runs like :func:`long_run`, so far apart that wells follow one another at random."""
+    engine = driven(potential, kT, time_step)
+    starts = [engine.state(0.0, (-1.0) ** i) for i in range(n_runs)]
+    seeds = [integer_seed(seed, "thinned", i) for i in range(n_runs)]
+    runs = engine.propagate(starts, duration=1e5, stride=1e5 * n_runs / n, record=None, seed=seeds)
+    return np.concatenate([run.positions for run in runs])
 
 
 def fit(data: Array, seed: int, weights: Array | None = None, steps: int = 1200) -> FittedConditionalSGM:
     """Train the model of z2 given z1; a two-dimensional system needs no more than a small network."""
     plan = TrainingPlan(steps=steps, evaluations=4, held_out_rows=5000, patience=None)
-    return ConditionalSGM(Vector(), label=Z1, width=64, depth=2).fit(data, seed=seed, plan=plan, weights=weights)
+    model: FittedConditionalSGM = ConditionalSGM(Vector(), label=Z1, width=64, depth=2).fit(data, seed=seed, plan=plan, weights=weights)
+    return model
 
 
 def cumulative_errors(

@@ -200,12 +200,17 @@ def estimate(replicas: Array, unit: str) -> Estimate:
 
 
 def positive(replicas: Array, unit: str, freedom: float) -> PositiveEstimate:
-    """Return the same of a positive quantity, with the spread of the replicas' logarithms; infinite where a replica is 0."""
-    plain = estimate(replicas, unit)
-    draws = replicas[1:][np.isfinite(replicas[1:])]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = float(np.log(draws).std(ddof=1)) if len(draws) > 1 and (draws > 0).all() else float("inf")
-    return PositiveEstimate(plain.value, plain.standard_error, unit, spread, freedom)
+    """Return the same of a positive quantity, with the error of its logarithm; infinite where a replica is 0.
+
+    Errors are distances of replicas from the estimate, not from their own mean: with few blocks all of them may lie far below a
+    product of rare probabilities, close together.
+    """
+    value, draws = float(replicas[0]), replicas[1:][np.isfinite(replicas[1:])]
+    if len(draws) < 2:
+        return PositiveEstimate(value, float("nan"), unit, float("inf"), freedom)
+    known = value > 0 and bool((draws > 0).all())
+    spread = float(np.sqrt(np.mean(np.log(draws / value) ** 2))) if known else float("inf")
+    return PositiveEstimate(value, float(np.sqrt(np.mean((draws - value) ** 2))), unit, spread, freedom)
 
 
 def _crossing(samples: InterfaceSamples, weights: PathWeights) -> tuple[CrossingProbability, Array]:

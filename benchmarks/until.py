@@ -90,8 +90,8 @@ def truth_of(task: Task) -> FreeEnergySurface:
     return alanine_dipeptide_surface(along, n_bootstrap=100, bins=task.bins, seed=1)
 
 
-def compare(surface: FreeEnergySurface, truth: FreeEnergySurface) -> tuple[float, float]:
-    """Return the RMSE (kT) below 8 kT and the root mean square of the difference over its standard error.
+def compare(surface: FreeEnergySurface, truth: FreeEnergySurface) -> tuple[float, float, float]:
+    """Return the RMSE (kT) below 8 kT, the reference's own rms standard error there (kT), and the rms difference over its standard error.
 
     Both are free energies of the normalized surface, as the standard errors are.
     """
@@ -104,7 +104,8 @@ def compare(surface: FreeEnergySurface, truth: FreeEnergySurface) -> tuple[float
     off = (normalized(surface) - normalized(truth))[use]
     error = np.hypot(surface.standard_error, truth.standard_error)[use] / kT
     known = np.isfinite(error) & (error > 0)
-    return surface.rmse(truth, below=BELOW) / kT, float(np.sqrt(((off[known] / error[known]) ** 2).mean()))
+    own = float(np.sqrt(np.nanmean((truth.standard_error[use] / kT) ** 2)))
+    return surface.rmse(truth, below=BELOW) / kT, own, float(np.sqrt(((off[known] / error[known]) ** 2).mean()))
 
 
 REPEATS = 20
@@ -164,15 +165,17 @@ def measure(name: str) -> list[Row]:
         most = stages["adaptive"].total / n_walkers if allocation == "uniform" and len(task.along) > 1 else None
         known = sample(task, allocation, most)
         stage = stages[allocation] = known.stages[-1]
-        rmse, ratio = compare(known.surface, truth)
+        rmse, own, ratio = compare(known.surface, truth)
+        # Nothing can be closer to the reference than the reference is to the truth.
+        near = float(np.hypot(TARGET, own))
         goal, sure = None if most is not None else TARGET, not known.findings
         for finding in known.findings:
             print(f"{name}, {allocation}: {finding}", flush=True)
         rows += [
             Row(f"{name}, {allocation}: largest standard error below 8 kT when it stopped", stage.error, "kT", None, goal,
                 None if goal is None else stage.error <= goal and sure, "simulated in all, ns", stage.total / 1000),
-            Row(f"{name}, {allocation}: RMSE below 8 kT from the 144 ns reference", rmse, "kT", None, goal,
-                None if goal is None else rmse <= goal),
+            Row(f"{name}, {allocation}: RMSE below 8 kT from the 144 ns reference", rmse, "kT", None, near,
+                rmse <= near, "rms standard error of the reference, kT", own),
             Row(f"{name}, {allocation}: root mean square difference from it in standard errors", ratio, "sigma", None, 1.3, ratio <= 1.3),
         ]  # fmt: skip
     needed = {k: s.total * max(1.0, s.error / TARGET) ** 2 for k, s in stages.items()}

@@ -40,7 +40,7 @@ from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State
 
 BURST_STEPS = 1000
-FRAMES_PER_BURST = 25
+FRAMES_PER_BURST = 50
 SETTLING = 0.2
 """Share of a burst that is left out: its start was chosen among few."""
 MEMORY = 4

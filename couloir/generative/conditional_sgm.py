@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from couloir.generative.schedule import EDM, NoiseSchedule, schedule_from_dict
 from couloir.generative.training import Progress, TrainingPlan, TrainingResult, train
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
+
+if TYPE_CHECKING:
+    from couloir.generative.model_state import LabelDensity, ModelState
 
 _KIND, _VERSION = "ConditionalSGM", 1
 _CHUNK = 8192  # rows per network call when sampling: bounds memory, and large enough not to cost speed
@@ -306,6 +309,22 @@ class FittedConditionalSGM:
             if index is not None:
                 x[:, index] = self.representation.standardize(index, values[:, i])
         return x
+
+    def as_state(self, labels: LabelDensity | Sequence[float], **settings: Any) -> ModelState:
+        """Return the model as one normalized density of structures, for :func:`couloir.sampling.model_samples.sample_model` and MBAR.
+
+        Parameters
+        ----------
+        labels : the density its labels are drawn from, e.g. ``UniformLabels``; for learned labels one value (n_labels,).
+        settings : how the density is integrated (:func:`couloir.generative.likelihood.log_prob`).
+
+        Raises
+        ------
+        ModelError : labels that are drawn for a model that learned them, or fixed for one that imposes them.
+        """
+        from couloir.generative.model_state import ModelState
+
+        return ModelState(self, labels, settings) if settings else ModelState(self, labels)
 
     def digest(self) -> str:
         """Return a hash of the weights and the representation."""

@@ -54,6 +54,14 @@ def test_the_density_of_a_state_is_normalized_and_that_of_its_samples(model: Fit
     np.testing.assert_allclose(drawn.log_prob, state.log_prob(drawn.positions), atol=0.02)
 
 
+def test_a_model_gives_itself_as_a_state(model: FittedConditionalSGM) -> None:
+    assert model.as_state(BOX, n_steps=30).settings == {"n_steps": 30}
+    drawn, same = model.as_state(BOX).sample(5, seed=2), ModelState(model, BOX).sample(5, seed=2)
+    np.testing.assert_array_equal(drawn.log_prob, same.log_prob)
+    with pytest.raises(ModelError, match="one imposed label"):
+        model.as_state([0.0])
+
+
 def test_weights_repair_a_model_that_is_wrong_by_ten(model: FittedConditionalSGM) -> None:
     generated = sample_model(ModelState(model, BOX), engine(), 6000, (X, Y), seed=5)
     # p(y > 0 | x in the box) with x weighted by exp(-F): against quadrature, within 4.5 standard errors of the weighted mean.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from couloir.cv import CommittorCoordinate, Features, FittedCommittor, HarmonicBias, LearnedCommittor, check_gradient, from_dict
-from couloir.cv.learned_committor import reliability
+from couloir.cv.reliability import reliability
 from couloir.errors import DataError, ModelError
 from couloir.sampling import ToyEngine, potentials
 

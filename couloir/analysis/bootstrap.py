@@ -4,7 +4,8 @@ Blocks of every window (several correlation times long, at most 100 a window) ge
 a Bayesian bootstrap (Rubin, Ann. Stat. 9, 130 (1981)) whose Dirichlet parameter (n - 2)/n makes the variance of a mean over n blocks
 exactly the unbiased s²/n, where weights drawn like resampled indices give (n - 1)/n of it: for two walkers, half.
 Walkers that disagree, or are eight or more in a window, are resampled whole: then the spread between them is the error,
-whatever blocks within one say.  No weight is ever zero: a cell that only one of two blocks reaches must get an error of several
+whatever blocks within one say.  Where windows exchange configurations that never change by themselves, these are resampled whole,
+with one weight in all windows they visit.  No weight is ever zero: a cell that only one of two blocks reaches must get an error of several
 kT, not none.  Each replica solves WHAM again on the weighted bins, so the error of the windows' offsets is included; where
 neighbouring windows disagree (:mod:`couloir.analysis.agreement`), replicas also move one side against the other.
 """
@@ -19,6 +20,7 @@ from couloir.analysis.agreement import Neighbours, walkers_disagree
 from couloir.analysis.mbar import MbarResult
 from couloir.analysis.overlap import Sets
 from couloir.analysis.reduced import Mixture
+from couloir.analysis.replicas import replicas_disagree
 from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.analysis.timeseries import inefficiencies, walkers
 from couloir.analysis.wham import BinnedStates, bin_states, set_of_windows, solve_connected, solve_dual
@@ -36,13 +38,27 @@ _FAINT = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """The units of resampling: ``block`` (n_rows,) of each row, ``window`` (n_blocks,) of each block."""
+    """The units of resampling.
+
+    Attributes
+    ----------
+    block : (n_rows,) of each row.
+    window : (n_blocks,) of each block.
+    replica : (n_blocks,) the configuration that a block is part of, where configurations are resampled whole; else None.
+    """
 
     block: IntArray
     window: IntArray
+    replica: IntArray | None = None
 
     def draw(self, rng: np.random.Generator) -> Array:
-        """Return random weights (n_blocks,) that average to 1 in every window."""
+        """Return random weights (n_blocks,) that average to 1 over the rows of every window."""
+        if self.replica is not None:
+            n = int(self.replica.max()) + 1
+            out = n * rng.dirichlet(np.full(n, (n - 2) / n))[self.replica] + 1e-9
+            rows = np.bincount(self.block, minlength=len(out)).astype(float)
+            total = np.bincount(self.window, rows) / np.maximum(np.bincount(self.window, rows * out), 1e-300)
+            return np.asarray(out * total[self.window])
         out = np.ones(len(self.window))
         for window in np.unique(self.window):
             members = np.flatnonzero(self.window == window)
@@ -74,7 +90,11 @@ def replica_problem(samples: BiasedSamples, given: object, temperature: float, e
 
 
 def make_blocks(samples: BiasedSamples, inefficiency: Array | None = None) -> Blocks:
-    """Return blocks of each window: pieces of its walkers, or whole walkers (see the module's text)."""
+    """Return blocks of each window: pieces of its walkers, whole walkers, or whole configurations (see the module's text)."""
+    if replicas_disagree(samples) and len(np.unique(samples.replicas)) > 2:
+        replica = np.unique(samples.replicas, return_inverse=True)[1]
+        pairs, block = np.unique(np.stack([samples.window, replica], axis=1), axis=0, return_inverse=True)
+        return Blocks(block.ravel(), pairs[:, 0], pairs[:, 1])
     g = inefficiencies(samples) if inefficiency is None else inefficiency
     apart = walkers_disagree(samples)[1]
     block = np.empty(len(samples), dtype=np.int64)

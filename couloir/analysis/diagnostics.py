@@ -16,6 +16,7 @@ from couloir.analysis.closure import Contradiction, contradiction
 from couloir.analysis.grid import Grid
 from couloir.analysis.mbar import MbarResult
 from couloir.analysis.overlap import biased_names, connected_sets, describe_place, gap_findings, name_windows
+from couloir.analysis.replicas import replicas_disagree
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.timeseries import WalkerEquilibration, equilibration, inefficiencies, observables, walkers
 from couloir.analysis.wham import bin_states, solution_findings, solve_connected
@@ -57,6 +58,7 @@ def window_findings(samples: BiasedSamples, inefficiency: Array, neighbours: Nei
         found += gap_findings(samples, loose, "low-overlap", problem)
     found += _few_samples(samples, inefficiency)
     found += _disagreement(samples)
+    found += _carried(samples)
     found += _shifts(compare_neighbours(samples) if neighbours is None else neighbours)
     found += _contradiction(contradiction(samples, solution.free_energies, shared, inefficiency))
     found += _orthogonal(samples)
@@ -117,8 +119,20 @@ def _disagreement(samples: BiasedSamples) -> list[Finding]:
         else:
             text = ": a barrier that the bias does not help over may keep them apart, and then pooled weights are those of the seeds"
             also = "" if name == "potential" else f"bias {name} too, "
-            fix = f"{also}let windows exchange (on by default), or run longer"
+            fix = f"{also}let windows that lead around it exchange, add generative moves, or run longer"
         out.append(Finding("walkers-disagree", head + text, fix))
+    return out
+
+
+def _carried(samples: BiasedSamples) -> list[Finding]:
+    out = []
+    for name, reduction in replicas_disagree(samples).items():
+        text = (
+            f"configurations keep their own {name} (scale reduction {reduction:.2f}) while windows exchange them:"
+            " a barrier that no window leads around keeps them apart, and pooled weights are those of the seeds"
+        )
+        also = "" if name == "potential" else f"bias {name} too, "
+        out.append(Finding("replicas-disagree", text, f"{also}add generative moves, or run longer"))
     return out
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 IntArray = npt.NDArray[np.int64]
+ROWS = ("values", "potential", "window", "walker", "time", "replica")
+"""What there is one of per row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class BiasedSamples:
     window : (n_rows,) the window each row was sampled in.
     walker : (n_rows,) the walker (independent simulation) each row belongs to; unique over all windows.
     time : (n_rows,) ps since the walker started; rows of one walker are in time order.
+    replica : (n_rows,) the configuration each row belongs to, followed through exchanges between windows; default: the walker.
     biases : per window, its bias, or None for an unbiased one.
     temperatures : (n_windows,) K.
     """
@@ -48,10 +51,13 @@ class BiasedSamples:
     time: Array
     biases: tuple[Bias | None, ...]
     temperatures: Array = field(default_factory=lambda: np.array([300.0]))
+    replica: IntArray | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("values", float), ("potential", float), ("window", np.int64), ("walker", np.int64), ("time", float)):
-            array = np.array(getattr(self, name), dtype=kind)
+        if self.replica is None:
+            object.__setattr__(self, "replica", self.walker)
+        for name in ROWS:
+            array = np.array(getattr(self, name), dtype=np.int64 if name in ("window", "walker", "replica") else float)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         temperatures = np.asarray(self.temperatures, dtype=float)
@@ -67,7 +73,7 @@ class BiasedSamples:
             raise DataError("there are no samples", "did every window fail, or was everything discarded as equilibration?")
         if self.values.shape != (n, len(self.names)) or len(self.units) != len(self.names) or len(self.periods) != len(self.names):
             raise DataError(f"values have shape {self.values.shape} for the CVs {self.names}")
-        for name in ("potential", "window", "walker", "time"):
+        for name in ("potential", "window", "walker", "time", "replica"):
             if getattr(self, name).shape != (n,):
                 raise DataError(f"{name} has shape {getattr(self, name).shape}, expected ({n},)")
         if not np.isfinite(self.values).all():
@@ -80,6 +86,12 @@ class BiasedSamples:
     def n_windows(self) -> int:
         """Number of windows, empty ones included."""
         return len(self.biases)
+
+    @property
+    def replicas(self) -> IntArray:
+        """The configuration of each row, (n_rows,)."""
+        assert self.replica is not None
+        return self.replica
 
     @property
     def kT(self) -> Array:
@@ -133,7 +145,7 @@ class BiasedSamples:
 
     def select(self, rows: Any) -> BiasedSamples:
         """Return the rows given by a mask or index; windows stay as they are, even when they become empty."""
-        pick = {name: getattr(self, name)[rows] for name in ("values", "potential", "window", "walker", "time")}
+        pick = {name: getattr(self, name)[rows] for name in ROWS}
         return replace(self, **pick)
 
     def until(self, time: float) -> BiasedSamples:
@@ -161,6 +173,7 @@ class BiasedSamples:
                 _require_alike(name, first, part, number)
         window_offset = np.cumsum([0] + [p.n_windows for p in parts])
         walker_offset = np.cumsum([0] + [int(p.walker.max()) + 1 for p in parts])
+        replica_offset = np.cumsum([0] + [int(p.replicas.max()) + 1 for p in parts])
         return cls(
             names=tuple(common),
             units=tuple(first.units[i] for i in columns),
@@ -170,6 +183,7 @@ class BiasedSamples:
             window=np.concatenate([p.window + o for p, o in zip(parts, window_offset, strict=False)]),
             walker=np.concatenate([p.walker + o for p, o in zip(parts, walker_offset, strict=False)]),
             time=np.concatenate([p.time for p in parts]),
+            replica=np.concatenate([p.replicas + o for p, o in zip(parts, replica_offset, strict=False)]),
             biases=tuple(b for p in parts for b in p.biases),
             temperatures=np.concatenate([p.temperatures for p in parts]),
         )
@@ -180,7 +194,7 @@ class BiasedSamples:
             "format": "couloir-samples-1", "names": self.names, "units": self.units, "periods": self.periods,
             "biases": [None if b is None else b.to_dict() for b in self.biases],
         }  # fmt: skip
-        arrays = {name: getattr(self, name) for name in ("values", "potential", "window", "walker", "time", "temperatures")}
+        arrays = {name: getattr(self, name) for name in (*ROWS, "temperatures")}
         np.savez_compressed(file, meta=np.array(json.dumps(meta)), **arrays)
 
     @classmethod
@@ -189,7 +203,7 @@ class BiasedSamples:
         try:
             with np.load(file, allow_pickle=False) as data:
                 meta = json.loads(str(data["meta"]))
-                arrays = {name: data[name] for name in ("values", "potential", "window", "walker", "time", "temperatures")}
+                arrays = {name: data[name] for name in (*ROWS, "temperatures") if name in data or name != "replica"}
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{file} does not hold saved samples: {error}") from error
         biases = tuple(None if b is None else bias_from_dict(b) for b in meta["biases"])
@@ -251,7 +265,7 @@ class BiasedSamples:
         return energies / self.kT[:, None], self.counts
 
     def to_xarray(self) -> xr.Dataset:
-        """Return an xarray Dataset: CVs, potential, window, walker and time by ``row``; bias (JSON) and temperature by ``state``.
+        """Return an xarray Dataset: CVs, potential, window, walker, replica and time by ``row``; bias (JSON) and temperature by ``state``.
 
         Raises
         ------
@@ -259,7 +273,7 @@ class BiasedSamples:
         """
         from couloir.analysis._interop import quantity, xarray
 
-        rows = {"window": self.window, "walker": self.walker}
+        rows = {"window": self.window, "walker": self.walker, "replica": self.replicas}
         variables = {name: quantity("row", column) for name, column in rows.items()}
         variables["time"], variables["potential"] = quantity("row", self.time, "ps"), quantity("row", self.potential, "kJ/mol")
         for i, name in enumerate(self.names):
@@ -273,7 +287,7 @@ class BiasedSamples:
         """Return one row per sample as a pandas table."""
         import pandas as pd
 
-        table = {"window": self.window, "walker": self.walker, "time": self.time}
+        table = {"window": self.window, "walker": self.walker, "replica": self.replicas, "time": self.time}
         return pd.DataFrame({**table, **{n: self[n] for n in self.names}, "potential": self.potential})
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class ChunkedRun:
     chunk_records: int = CHUNK_RECORDS
     groups: tuple[tuple[int, ...], ...] = ()
     moves: IndependenceMoves | None = None
+    _drawn: dict[int, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.chunk_records % self.frame_records:
@@ -151,13 +152,38 @@ class ChunkedRun:
         ends = [self.store.chunk(f"{self.name}/{walker}", int(i)) for walker, i in zip(self.walkers, last, strict=True)]
         order = list(range(len(ends)))
         if self.groups:
-            names, values = [cv.name for cv in self.record], np.array([end["values"][-1] for end in ends])
-            key = (self.seed, self.name, number)
-            sources = _sources(self.groups, rounds.members(number), self.biases, names, values, self.engine.kT, key)
+            sources = self._exchange(number, rounds.members(number), np.array([end["values"][-1] for end in ends]))
             for group, new in zip(self.groups, sources, strict=True):
                 for place, source in zip(group, new, strict=True):
                     order[place] = group[source]
         return self._moved([_state(ends[i]) for i in order], number)
+
+    def _exchange(self, number: int, members: Sequence[int], ends: Array) -> list[list[int]]:
+        """Return the sources of every place before round ``number``, per group, given all last CV values; drawn once."""
+        if number not in self._drawn:
+            names, key = [cv.name for cv in self.record], (self.seed, self.name, number)
+            self._drawn[number] = _sources(self.groups, members, self.biases, names, ends, self.engine.kT, key)
+        return self._drawn[number]
+
+    def replicas(self) -> list[npt.NDArray[np.int64]]:
+        """Return which configuration every walker carried in each of its chunks: the number of the walker that began with it."""
+        done, rounds = self._done(), self._rounds()
+        occupant, out = np.arange(len(done)), [np.full(n, i) for i, n in enumerate(done)]
+        if not self.groups:
+            return out
+        ends = [np.array([chunk["values"][-1] for chunk in self.store.chunks(f"{self.name}/{w}")]) for w in self.walkers]
+        for number in range(rounds.current(done) + 1):
+            before = rounds.chunks_before(number)
+            members = [i for i in rounds.members(number) if before[i] < done[i]]
+            if not members:  # who takes part in a round that has not begun may still change
+                break
+            if number:
+                last = np.array([end[i] for end, i in zip(ends, before - 1, strict=True)])
+                for group, source in zip(self.groups, self._exchange(number, rounds.members(number), last), strict=True):
+                    occupant[list(group)] = occupant[[group[k] for k in source]]
+            for i in members:
+                out[i][before[i]] = occupant[i]
+        return out
 
     def _moved(self, states: list[State], number: int) -> list[State]:
         """Return the states after the generative moves before round ``number``, which are made once and stored."""

@@ -43,7 +43,7 @@ _LEAST_SHARE = 0.25
 _GROWTH = 2.0
 """A window gets at most this many times what was spent on it in one stage: its variance is known from no more."""
 _REPLICAS = 50
-_UNSURE = {"disconnected-windows", "walkers-disagree", "windows-disagree", "windows-contradict"}
+_UNSURE = {"disconnected-windows", "walkers-disagree", "replicas-disagree", "windows-disagree", "windows-contradict"}
 """Findings of the surface without which no target can be called met."""
 
 

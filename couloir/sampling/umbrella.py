@@ -13,7 +13,7 @@ import numpy as np
 
 from couloir.analysis.exchange import ExchangeReport, exchange_report
 from couloir.analysis.overlap import describe_place
-from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.samples import ROWS, BiasedSamples
 from couloir.cv.base import CollectiveVariable, require_in_period, wrap
 from couloir.cv.bias import HarmonicBias, bias_from_dict
 from couloir.errors import DataError, nearest
@@ -248,8 +248,8 @@ class UmbrellaSampling:
             raise DataError(f"window {int(np.argmin(records))} gets no time", "give every window a positive duration")
         home = [int(walker[1:5]) for walker in run.walkers]
         run.advance([int(records[w]) for w in home], f"{len(self)} windows, {len(run.walkers)} walkers")
-        parts: dict[str, list[Any]] = {key: [] for key in ("values", "potential", "window", "walker", "time")}
-        for number, (walker, window) in enumerate(zip(run.walkers, home, strict=True)):
+        parts: dict[str, list[Any]] = {key: [] for key in ROWS}
+        for number, (walker, window, carried) in enumerate(zip(run.walkers, home, run.replicas(), strict=True)):
             chunks = run.chunks(walker)
             values = np.concatenate([c["values"] for c in chunks])[: records[window]]
             parts["values"].append(values)
@@ -257,6 +257,7 @@ class UmbrellaSampling:
             parts["window"].append(np.full(len(values), window))
             parts["walker"].append(np.full(len(values), number))
             parts["time"].append(run.record_stride * np.arange(1, len(values) + 1))
+            parts["replica"].append(np.repeat(carried, run.chunk_records)[: len(values)])
         return BiasedSamples(
             names=tuple(cv.name for cv in run.record),
             units=tuple(cv.unit for cv in run.record),

@@ -30,12 +30,12 @@ from couloir.units import GAS_CONSTANT
 RUNS = Path(__file__).parents[1] / "runs"
 TARGET = 0.3
 BINS = 36
-REPEATS = {"small": 2, "paper": 5}
+REPEATS = {"small": 3, "paper": 5}
 KNOWN = 50.0
 """ps of unbiased dynamics in C7eq that the first model learns from."""
 LONGEST = {"small": 100.0, "paper": 200.0}
 """ps per walker of the dragged windows."""
-FLOODED = {"small": 4000.0, "paper": 10_000.0}
+FLOODED = {"small": 5000.0, "paper": 10_000.0}
 """ps of metadynamics."""
 FINAL = 200
 """Structures per window at the end."""
@@ -115,7 +115,7 @@ def metadynamics(seed: int, longest: float) -> dict[str, Array]:
     from openmm.app import BiasVariable, Metadynamics, Simulation, Topology
 
     begun = time.perf_counter()
-    system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(MOLECULE.system))
+    system = openmm.XmlSerializer.deserialize(MOLECULE.system_xml)
     torsion = openmm.CustomTorsionForce("theta")
     torsion.addTorsion(*PHI.atoms)
     variable = BiasVariable(torsion, -np.pi, np.pi, 0.25, True, gridWidth=BINS * 5 + 1)

@@ -21,6 +21,11 @@ from couloir.analysis.timeseries import observables, on_circle, scale_reduction
 from couloir.trajectory import Array
 
 
+FAR = 10.0
+"""Ratio of variances that is believed of fewer decorrelated samples too: where half as many as needed are taken for decorrelated, it is
+not above 3."""
+
+
 def replicas_disagree(samples: BiasedSamples) -> dict[str, float]:
     """Return, by name, the scale reduction of observables that exchanged configurations keep, where it exceeds 1.1 beyond chance.
 
@@ -37,7 +42,7 @@ def replicas_disagree(samples: BiasedSamples) -> dict[str, float]:
         for part in z.T:
             found = scale_reduction([part[rows] for rows in members], None)
             # Judged by the median: those that happened not to change look decorrelated, and must not be the only ones asked.
-            if np.median(found.n_effective) < LEAST_EFFECTIVE:
+            if np.median(found.n_effective) < LEAST_EFFECTIVE and found.ratio < FAR:
                 continue
             freedom = 0.5 * float(found.n_effective.sum())
             chance = 0.0 if np.isinf(found.ratio) else stats.f.sf(found.ratio, len(members) - 1, freedom)

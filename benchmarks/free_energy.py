@@ -230,8 +230,10 @@ def main() -> None:
     """Measure, print the table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
-    scale = parser.parse_args().scale
-    write_results("free_energy", measure(scale), scale=scale)
+    parser.add_argument("--ratios", action="store_true", help="measure the ratios that have targets again, and keep all other rows")
+    arguments = parser.parse_args()
+    rows = ratios() if arguments.ratios else measure(arguments.scale)
+    write_results("free_energy", rows, scale=arguments.scale, update=arguments.ratios)
 
 
 if __name__ == "__main__":

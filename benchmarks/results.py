@@ -61,15 +61,23 @@ def commit() -> str:
     return head + ("-modified" if changed else "")
 
 
-def write_results(name: str, rows: Sequence[Row], *, scale: str) -> Path:
-    """Write ``results/<name>.json``, print the table, and return the path."""
+def write_results(name: str, rows: Sequence[Row], *, scale: str, update: bool = False) -> Path:
+    """Write ``results/<name>.json``, print the table, and return the path.
+
+    With ``update`` rows that were measured before, by claim, are replaced and all others kept; each row says when and how it was made.
+    """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name if spec is not None else f"benchmarks.{name}"
     command = " ".join(["python", "-m", module, *sys.argv[1:]])
     common = {"scale": scale, "command": command, "machine": machine(), "date": datetime.now(UTC).date().isoformat(), "commit": commit()}
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
-    path.write_text(json.dumps([asdict(row) | common for row in rows], indent=2) + "\n")
+    measured = {row.claim: asdict(row) | common for row in rows}
+    written = list(measured.values())
+    if update and path.exists():
+        before = json.loads(path.read_text())
+        written = [measured.pop(row["claim"], row) for row in before] + list(measured.values())
+    path.write_text(json.dumps(written, indent=2) + "\n")
     _print(name, rows, f"{common['machine']}; {common['date']}; {common['commit']}; scale {scale}")
     return path
 

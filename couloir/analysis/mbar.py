@@ -27,6 +27,8 @@ from couloir.trajectory import Array
 
 CONVERGED = 1e-4
 """Residual in kT up to which the solution counts as converged: far below any statistical error."""
+CLOSE = 1e-8
+"""Residual in kT with which pymbar may stop."""
 SOLVERS = ("auto", "pymbar", "torch")
 LARGE = 2_000_000
 """Reduced potentials above which ``"auto"`` means torch."""
@@ -241,13 +243,24 @@ def _sets(mixture: Mixture, members: tuple[int, ...], solution: MbarSolution) ->
 
 def _pymbar(u: Array, counts: Array, start: Array | None) -> MbarSolution:
     """Return pymbar's solution for reduced potentials (n_states, n_rows) of states that all hold samples."""
-    f = np.zeros(len(counts))
-    if len(counts) > 1:
-        with _quiet_pymbar() as pymbar:
-            initial = None if start is None else start - start[0]
-            # Adaptive: Newton, or self-consistent iteration whenever that has the smaller gradient.
-            protocol = None if start is None else ({"method": "adaptive", "tol": 1e-8, "options": {"min_sc_iter": 0}},)
-            f = np.asarray(pymbar.MBAR(u, counts, initial_f_k=initial, solver_protocol=protocol).f_k)
+    if len(counts) == 1:
+        return _solution(u, counts, np.zeros(1))
+    with _quiet_pymbar() as pymbar:
+        if start is None:
+            return _solution(u, counts, np.asarray(pymbar.MBAR(u, counts).f_k))
+        # Adaptive: Newton, or self-consistent iteration whenever that has the smaller gradient.  From close by, a last Newton
+        # step of 1e-4 leaves 1e-8; where it did not, more are made.
+        for tolerance in (1e-4, 1e-8):
+            protocol = ({"method": "adaptive", "tol": tolerance, "options": {"min_sc_iter": 0}},)
+            found = _solution(u, counts, np.asarray(pymbar.MBAR(u, counts, initial_f_k=start - start[0], solver_protocol=protocol).f_k))
+            if found.residual < CLOSE:
+                break
+            start = found.free_energies
+    return found
+
+
+def _solution(u: Array, counts: Array, f: Array) -> MbarSolution:
+    """Return what free energies mean for reduced potentials (n_states, n_rows), and how well they solve the equations."""
     exponent = (np.log(counts) + f)[:, None] - u
     top = exponent.max(axis=0)
     log_mixture = top + np.log(np.exp(exponent - top).sum(axis=0))

@@ -20,7 +20,6 @@ from couloir.analysis.samples import BiasedSamples, IntArray
 from couloir.analysis.timeseries import observables, on_circle, scale_reduction
 from couloir.trajectory import Array
 
-
 FAR = 10.0
 """Ratio of variances that is believed of fewer decorrelated samples too: where half as many as needed are taken for decorrelated, it is
 not above 3."""

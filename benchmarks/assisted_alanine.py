@@ -37,7 +37,7 @@ LONGEST = {"small": 100.0, "paper": 200.0}
 """ps per walker of the dragged windows."""
 FLOODED = {"small": 5000.0, "paper": 10_000.0}
 """ps of metadynamics."""
-FINAL = 200
+FINAL = 150
 """Structures per window at the end."""
 
 MOLECULE = systems.alanine_dipeptide(solvent="obc2")
@@ -80,7 +80,7 @@ def assisted(seed: int) -> dict[str, Array]:
         return model.fit(positions, weights=weights, seed=seed, plan=PLAN)
 
     done = assisted_sampling(
-        fit, engine(), windows(), md.positions, seed=seed, record=(PSI,), final=FINAL, burst="2 ps", proposals=40, per_window=3, enough=3.0,
+        fit, engine(), windows(), md.positions, seed=seed, record=(PSI,), final=FINAL, burst="2 ps", proposals=40, per_window=4, enough=3.0,
         settings={"n_steps": 30, "check": None}, on_round=lambda line: print(f"assisted {seed}: {line}", flush=True),
     )  # fmt: skip
     print(done, flush=True)

@@ -33,9 +33,11 @@ _HOMES = {
     "pair_overlaps": "window_overlap",
     "place_windows": "planning",
     "reactive_seeds": "reactive",
+    "sample_model": "model_samples",
     "score_paths": "path_scores",
     "seed_windows": "seeding",
     "two_way_shots": "shots",
+    "with_windows": "model_samples",
 }
 
 

@@ -157,15 +157,16 @@ def _difference(f: Array, x: Array, a: tuple[float, float], b: tuple[float, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "paper"), default="small")
+    parser.add_argument("--only", choices=[e.name for e in EXPERIMENTS], help="measure one experiment, and keep the rows of all others")
     arguments = parser.parse_args()
     repeats = 100 if arguments.scale == "small" else 200
     rows = []
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for experiment in EXPERIMENTS:
+        for experiment in (e for e in EXPERIMENTS if arguments.only in (None, e.name)):
             outcome = np.array(list(pool.map(partial(run, experiment), range(repeats)))).astype(float).mean(axis=0)
             print(f"{experiment.name}: barrier {outcome[0]:.3f}, difference {outcome[1]:.3f}, warned {outcome[2]:.3f}", flush=True)
             rows += report(experiment, repeats, outcome)
-    write_results("coverage", rows, scale=arguments.scale)
+    write_results("coverage", rows, scale=arguments.scale, update=arguments.only is not None)
 
 
 def report(experiment: Experiment, repeats: int, outcome: Array) -> list[Row]:

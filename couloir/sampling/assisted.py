@@ -182,7 +182,7 @@ class _Loop:
     ) -> None:  # fmt: skip
         self.fit, self.engine, self.windows, self.seed, self.settings = fit, engine, windows, seed, settings
         self.gates: GeometryGates | None = geometry_gates(engine, reference)
-        self.frames, self.age, self.at = positions, np.full(len(positions), -1), np.full(len(positions), -1)
+        self.frames, self.age = positions, np.full(len(positions), -1)
         self.covered = coverage(windows, positions, engine.kT)
         if not self.covered.any():
             raise DataError("the data lie in no window, so there is nothing to start from", "place windows where the data are")

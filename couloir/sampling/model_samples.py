@@ -24,12 +24,14 @@ from couloir.trajectory import Array
 
 HIGHEST = 1e9
 """kJ/mol; the energy that a broken structure counts with: its weight is zero all the same."""
+INEXACT = 0.1
+"""Error of a log-density above which it is no weight."""
 ENOUGH = 50
 """Effective samples below which weights are not to be trusted."""
 
 
 class State(Protocol):
-    """A normalized density of structures (``ModelState``); its samples have ``positions`` and ``log_prob``."""
+    """A normalized density of structures (``ModelState``); its samples have ``positions``, ``log_prob`` and ``error``."""
 
     def sample(self, n: int, *, seed: int) -> Any: ...
     def log_prob(self, positions: Array) -> Array: ...
@@ -44,11 +46,13 @@ class ModelSamples:
     samples : CV values and energies in one window without bias; walkers are single rows, because rows are independent.
     positions : (n, n_atoms, 3) nm.
     log_prob : (n,) of the density they were drawn from.
+    error : (n,) estimated error of ``log_prob`` from integrating the model's flow; NaN where it was not checked.
     """
 
     samples: BiasedSamples
     positions: Array
     log_prob: Array
+    error: Array
 
     @property
     def log_weights(self) -> Array:
@@ -63,12 +67,16 @@ class ModelSamples:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Too few effective samples."""
-        n = self.effective_samples
-        if n >= ENOUGH:
-            return ()
-        text = f"{len(self.positions)} structures of the model are worth {n:.3g} samples of the molecule"
-        return (Finding("model-far-off", text, "train the model on more data, and do not trust its weights before"),)
+        """Too few effective samples, or densities that are not known well enough to be weights."""
+        n, out = self.effective_samples, []
+        if n < ENOUGH:
+            text = f"{len(self.positions)} structures of the model are worth {n:.3g} samples of the molecule"
+            out.append(Finding("model-far-off", text, "train the model on more data, and do not trust its weights before"))
+        checked = self.error[np.isfinite(self.error)]
+        if len(checked) and np.median(checked) > INEXACT:
+            text = f"log-densities are off by {np.median(checked):.2g} (median) from integrating the model's flow in too few steps"
+            out.append(Finding("inexact-density", text, "raise n_steps in its settings"))
+        return tuple(out)
 
     @property
     def state(self) -> ReducedState:
@@ -109,14 +117,14 @@ def sample_model(
     whole = np.isfinite(log_prob)
     if not (whole & (energy < HIGHEST)).any():
         raise DataError(f"none of {n} structures has a finite density and energy", "train the model longer, or look at what it makes")
-    positions, log_prob, energy = positions[whole], log_prob[whole], energy[whole]
+    positions, log_prob, energy, error = positions[whole], log_prob[whole], energy[whole], np.asarray(drawn.error)[whole]
     rows = np.arange(len(positions))
     samples = BiasedSamples(
         tuple(cv.name for cv in cvs), tuple(cv.unit for cv in cvs), tuple(cv.period for cv in cvs),
         np.stack([cv.evaluate(positions) for cv in cvs], axis=1), energy, np.zeros(len(rows), dtype=np.int64), rows,
         np.zeros(len(rows)), (None,), np.array([engine.temperature]),
     )  # fmt: skip
-    return ModelSamples(samples, positions, log_prob)
+    return ModelSamples(samples, positions, log_prob, error)
 
 
 def with_windows(

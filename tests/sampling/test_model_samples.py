@@ -116,6 +116,13 @@ def test_a_model_far_from_the_molecule_says_so(model: FittedConditionalSGM) -> N
     assert "300 structures" in str(generated)
 
 
+def test_a_flow_integrated_too_coarsely_says_so(model: FittedConditionalSGM) -> None:
+    fine = sample_model(ModelState(model, BOX), engine(), 300, (X, Y), seed=5)
+    coarse = sample_model(ModelState(model, BOX, {"n_steps": 4, "method": "heun"}), engine(), 300, (X, Y), seed=5)
+    assert "inexact-density" in [f.code for f in coarse.findings]
+    assert "inexact-density" not in [f.code for f in fine.findings]
+
+
 def test_labels_that_leave_no_density_are_refused(model: FittedConditionalSGM) -> None:
     with pytest.raises(ModelError, match="one imposed label"):
         ModelState(model, (0.0,))

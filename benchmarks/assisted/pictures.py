@@ -41,6 +41,8 @@ def draw_curves(name: str, curves: Curves, budgets: tuple[int, ...] = (10, 30, 1
                 axis.set(xscale="log", yscale="log", xlabel="steps per walker", ylabel="L1")
         axis.set_title(panel, fontsize=9)
         axis.legend(fontsize=7)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
     figure.tight_layout()
     figure.savefig(FOLDER / f"{name}.png", dpi=70)
     plt.close(figure)

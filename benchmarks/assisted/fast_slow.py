@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from couloir.cv.geometric import Coordinate
-from couloir.generative.conditional_sgm import FittedConditionalSGM
+from couloir.generative.conditional_sgm import FittedConditionalSGM, ProposedStructures
 from couloir.sampling import ToyEngine
 from couloir.sampling.potentials import ToyPotential
 from couloir.streams import stream
@@ -92,14 +92,14 @@ class TabulatedModel:
         density = np.exp(model.log_prob(points, **{"n_steps": 40, "check": None, **settings}))
         return cls(density / density.sum(), z1)
 
-    def sample_with_log_prob(self, cv_values: Any, n: int | None = None, *, seed: int, **_: Any) -> Drawn:
+    def sample_with_log_prob(self, cv_values: Any, n: int | None = None, *, seed: int, **_: Any) -> ProposedStructures:
         """Return one draw of z2 for every row of labels, at that label."""
         labels = np.asarray(cv_values, dtype=float).reshape(-1)
         z2 = draw(self.cells, len(labels), stream(seed, "table"))
         positions = np.stack([labels, z2], axis=1)[:, None]
-        return Drawn(positions, self.log_prob(positions))
+        return ProposedStructures(positions, labels[:, None], self.log_prob(positions), np.zeros(len(labels)))
 
-    def sample(self, n: int, *, seed: int) -> Drawn:
+    def sample(self, n: int, *, seed: int) -> ProposedStructures:
         """Return n draws at the table's label."""
         return self.sample_with_log_prob(np.full(n, self.z1), seed=seed)
 
@@ -114,11 +114,3 @@ class TabulatedModel:
     def digest(self) -> str:
         """Return a hash of the table."""
         return hashlib.sha256(self.cells.tobytes()).hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """Positions (n, 1, 2) and their log-density (n,)."""
-
-    positions: Array
-    log_prob: Array

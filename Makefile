@@ -44,6 +44,7 @@ bench: $(READY)  ## every benchmark at small scale, then the tables in README an
 	$(BIN)/python -m benchmarks.tables
 
 studies: $(READY)  ## the ablations of DynamicsDiffusion at small scale (hours), then the tables
+	$(BIN)/python -m benchmarks.assisted_alanine --scale small
 	set -e; for study in heads encoder data calls lengths temperature; do $(BIN)/python -m benchmarks.dynamics_studies --scale small --study $$study --threads 2; done
 	$(BIN)/python -m benchmarks.tables
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -141,12 +142,12 @@ def metadynamics(seed: int, longest: float) -> dict[str, Array]:
     return {"cost": times / 0.002, "error": np.array(errors), "numbers": np.array([time.perf_counter() - begun])}
 
 
-def kept(name: str, seed: int, made: object) -> dict[str, Array]:
+def kept(name: str, seed: int, made: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """Return the repeat kept in ``runs/``, or make and keep it."""
     file = RUNS / f"assisted_alanine_{name}_{seed}.npz"
     if not file.exists():
         RUNS.mkdir(exist_ok=True)
-        np.savez(file, **made())  # type: ignore[operator]
+        np.savez(file, **made())  # type: ignore[arg-type]
     with np.load(file) as data:
         return {key: data[key] for key in data.files}
 

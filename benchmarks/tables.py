@@ -32,8 +32,8 @@ HEADLINES = (
 )
 """How the claims begin that a first page shows."""
 NOT_BENCHMARKS = {"__init__", "alone", "results", "tables"}
-HOURS = {"dynamics_studies"}
-"""Benchmarks that take hours even when they are small; ``make studies`` runs them."""
+HOURS = {"assisted_alanine", "dynamics_studies"}
+"""Benchmarks that take an hour or more even when they are small; ``make studies`` runs them."""
 
 
 def names() -> list[str]:

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from couloir.cv.base import CollectiveVariable
-from couloir.errors import CouloirError, DataError, ModelError
+from couloir.errors import DataError, ModelError
 from couloir.generative import likelihood, solvers
 from couloir.generative.checkpoint import load_model, save_model
 from couloir.generative.denoiser import Denoiser, Guided
-from couloir.generative.labels import LabelRange, as_labels
+from couloir.generative.labels import LabelRange, as_labels, described, rebuilt_labels
 from couloir.generative.networks.mlp import NetworkDenoiser, ScoreMLP, denoising_loss
 from couloir.generative.representation import Representation, representation_from
 from couloir.generative.schedule import EDM, NoiseSchedule, schedule_from_dict
@@ -339,7 +339,7 @@ class FittedConditionalSGM:
         """Write the model to ``folder``: ``weights.safetensors`` and ``model.json``."""
         config = {
             "representation": self.representation.to_dict(), "schedule": self.schedule.to_dict(), "width": self.width, "depth": self.depth,
-            "imposed": list(self.imposed), "label_range": self.label_range.to_dict(), "labels": [_describe(cv) for cv in self.labels],
+            "imposed": list(self.imposed), "label_range": self.label_range.to_dict(), "labels": [described(cv) for cv in self.labels],
         }  # fmt: skip
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
         for part, arrays in (("representation", self.representation.arrays()), ("label_range", self.label_range.arrays())):
@@ -357,7 +357,7 @@ class FittedConditionalSGM:
         arrays = {kind: {name: value.numpy() for name, value in part[kind].items()} for kind in ("representation", "label_range")}
         seen = LabelRange.restore(config["label_range"], arrays["label_range"])
         model = cls(
-            representation_from(config["representation"], arrays["representation"]), _labels(config["labels"], seen, label, folder),
+            representation_from(config["representation"], arrays["representation"]), rebuilt_labels(config["labels"], seen, label, folder),
             schedule_from_dict(config["schedule"]), config["width"], config["depth"], tuple(config["imposed"]), seen,
         )  # fmt: skip
         model.network.load_state_dict(part["network"])
@@ -384,37 +384,6 @@ def _positions(data: Trajectory | Sequence[Trajectory] | Array) -> Array:
         frame = int(np.flatnonzero(~np.isfinite(positions).all(axis=(1, 2)))[0])
         raise DataError(f"positions of frame {frame} are not finite", "remove the damaged frames, or find out why they are there")
     return positions
-
-
-def _describe(cv: CollectiveVariable) -> dict[str, Any] | None:
-    """Return the CV as plain data, or None for one that cannot be written (a Python function)."""
-    try:
-        return cv.to_dict()
-    except CouloirError:
-        return None
-
-
-def _labels(
-    described: list[dict[str, Any] | None],
-    seen: LabelRange,
-    given: CollectiveVariable | Sequence[CollectiveVariable] | None,
-    folder: str | Path,
-) -> tuple[CollectiveVariable, ...]:
-    if given is not None:
-        labels = (given,) if isinstance(given, CollectiveVariable) else tuple(given)
-        if len(labels) != len(seen.periods) or any(cv.period != p for cv, p in zip(labels, seen.periods, strict=True)):
-            raise ModelError(f"{folder} was trained on {', '.join(seen.names)}; the labels given differ in number or period")
-        return labels
-    if any(item is None for item in described):
-        raise ModelError(
-            f"{folder} was trained on a label that is a Python function", "give it again: ConditionalSGM.load(folder, label=...)"
-        )
-    from couloir.cv.registry import from_dict
-
-    try:
-        return tuple(from_dict(item) for item in described if item is not None)
-    except (CouloirError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"a label of {folder} cannot be rebuilt: {error}", "give it: ConditionalSGM.load(folder, label=...)") from error
 
 
 def _numpy(tensor: Tensor) -> Array:

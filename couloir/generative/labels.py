@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from couloir.cv.base import CollectiveVariable
-from couloir.errors import DataError
+from couloir.errors import CouloirError, DataError, ModelError
 from couloir.trajectory import Array
 
 
@@ -132,3 +133,40 @@ def _ends(values: Array, period: float | None) -> tuple[float, float]:
     gaps = np.diff(np.append(ordered, ordered[0] + period))
     widest = int(np.argmax(gaps))
     return float(ordered[(widest + 1) % len(ordered)]), float(ordered[widest])
+
+
+def described(cv: CollectiveVariable) -> dict[str, Any] | None:
+    """Return the CV as plain data, or None for one that cannot be written (a Python function)."""
+    try:
+        return cv.to_dict()
+    except CouloirError:
+        return None
+
+
+def rebuilt_labels(
+    stored: list[dict[str, Any] | None],
+    seen: LabelRange,
+    given: CollectiveVariable | Sequence[CollectiveVariable] | None,
+    folder: str | Path,
+) -> tuple[CollectiveVariable, ...]:
+    """Return the labels of a saved model from their plain data, or those given again.
+
+    Raises
+    ------
+    ModelError : the labels given do not fit the model, or cannot be rebuilt.
+    """
+    if given is not None:
+        labels = (given,) if isinstance(given, CollectiveVariable) else tuple(given)
+        if len(labels) != len(seen.periods) or any(cv.period != p for cv, p in zip(labels, seen.periods, strict=True)):
+            raise ModelError(f"{folder} was trained on {', '.join(seen.names)}; the labels given differ in number or period")
+        return labels
+    if any(item is None for item in stored):
+        raise ModelError(
+            f"{folder} was trained on a label that is a Python function", "give it again: ConditionalSGM.load(folder, label=...)"
+        )
+    from couloir.cv.registry import from_dict
+
+    try:
+        return tuple(from_dict(item) for item in stored if item is not None)
+    except (CouloirError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"a label of {folder} cannot be rebuilt: {error}", "give it: ConditionalSGM.load(folder, label=...)") from error

@@ -168,8 +168,8 @@ def assisted_sampling(
         if on_round is not None:
             on_round(f"round {number + 1}: {rounds[-1]}; {done.sum()} done")
     model, generated = loop.answer(final, record)
-    spent = sum(r.force_evaluations for r in rounds) + len(generated)
-    made = sum(r.structures for r in rounds) + final * int(loop.covered.sum())
+    last = final * int(loop.covered.sum())
+    spent, made = last + sum(r.force_evaluations for r in rounds), last + sum(r.structures for r in rounds)
     return AssistedResult(model, generated, tuple(rounds), spent, made, (*_findings(windows, loop.covered, done), *generated.findings))
 
 
@@ -213,7 +213,7 @@ class _Loop:
     def drawn(
         self, model: FittedConditionalSGM, wanted: Sequence[int], n: int, cvs: Sequence[CollectiveVariable], *key: int | str
     ) -> ModelSamples:
-        """Return ``n`` weighed structures per window; those of another handedness, or torn ones, weigh nothing."""
+        """Return ``n`` weighed structures per window; those of another handedness weigh nothing."""
         return sample_model(
             self.state(model, wanted), self.engine, n * len(wanted), cvs, seed=integer_seed(self.seed, "draw", *key), gates=self.gates
         )
@@ -235,7 +235,7 @@ class _Loop:
             picked += rng.choice(rows, size=per_window, p=np.exp(log_w) / np.exp(log_w).sum()).tolist()
             at += [w] * per_window
             strained += [effective[w] < STRAINED] * per_window
-        cost = len(found)
+        cost = proposals * len(wanted)
         states = [State(found.positions[i]) for i in picked]
         relax = [i for i, yes in enumerate(strained) if yes]
         if relax:

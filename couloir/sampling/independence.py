@@ -5,7 +5,7 @@ p(x | c), whose density is known (:mod:`couloir.generative.likelihood`), a walke
 
     min(1, w(x') / w(x)),        w(x) = exp(-U(x)/kT - b(CV(x))/kT) / p(x | c)
 
-(Liu, Stat. Comput. 6, 113 (1996), section 2; Hastings, Biometrika 57, 97 (1970), section 2.5).  Where the model imposes its labels,
+(Hastings, Biometrika 57, 97 (1970); Liu, Stat. Comput. 6, 113 (1996)).  Where the model imposes its labels,
 x' has the CV value of x, so the bias cancels, and every window and every neighbour keeps its own distribution of the CV; where it
 learned them, c is the centre of the window.  Either way the Boltzmann distribution in the window is left unchanged, whatever the model:
 a poor model makes rare moves, never wrong ones.  Dynamics between the moves does what the model cannot.  Velocities after

@@ -1,7 +1,6 @@
 """Configurations are followed through exchanges; those that never change by themselves are found, and widen the error bars."""
 
 import numpy as np
-import pytest
 
 from couloir.analysis import BiasedSamples, expectation, free_energy_surface
 from couloir.analysis.bootstrap import make_blocks
@@ -57,8 +56,6 @@ def test_trapped_configurations_are_found_though_walkers_agree() -> None:
     right = expectation(samples, (samples["y"] > 0).astype(float))
     # 24 configurations, each on one side for good, cannot know a share of one half better than this.
     assert right.standard_error > 0.7 * np.sqrt(0.25 / 24)
-    alone = expectation(samples.select(samples.replicas >= 0), (samples["y"] > 0).astype(float), n_bootstrap=0)
-    assert right.value == pytest.approx(alone.value)
 
 
 def test_configurations_that_change_by_themselves_raise_no_alarm() -> None:
@@ -82,6 +79,7 @@ def test_weights_of_whole_configurations_average_to_one_in_every_window() -> Non
 
 
 def test_without_exchange_walkers_are_the_configurations() -> None:
-    samples = BiasedSamples(("x",), ("",), (None,), np.zeros((4, 1)), np.zeros(4), [0] * 4, [0, 0, 1, 1], [1, 2, 1, 2], (None,))  # type: ignore[arg-type]
+    walker, time = np.array([0, 0, 1, 1]), np.array([1.0, 2.0, 1.0, 2.0])
+    samples = BiasedSamples(("x",), ("",), (None,), np.zeros((4, 1)), np.zeros(4), np.zeros(4, dtype=np.int64), walker, time, (None,))
     assert samples.replicas.tolist() == [0, 0, 1, 1]
     assert BiasedSamples.join(samples, samples).replicas.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

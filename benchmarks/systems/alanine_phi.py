@@ -133,7 +133,7 @@ def simulate(begin: str, n_chunks: int, folder: Path = RUNS) -> None:
             values = np.round(np.asarray(run.series["phi"]) / STEP).astype(np.int16)
             np.savez(part, phi=values, positions=run.last.positions, velocities=run.last.velocities)
             part.rename(file)
-            there, back = crossings(values * STEP)
+            there, back = crossings(values.astype(float) * STEP)
             print(f"{file.name}: {there.arrivals} there, {back.arrivals} back, {time.perf_counter() - clock:.0f} s", flush=True)
         with np.load(file) as data:
             start = State(data["positions"], data["velocities"])

@@ -68,6 +68,7 @@ class InterfaceSets:
         self.exchanges = {reason: np.zeros(self.n_ensembles - 1, dtype=np.int64) for reason in _EXCHANGED}
         self.cut = np.zeros(self.n_ensembles, dtype=np.int64)
         self.force_evaluations = 0
+        self._wrapped = 0
         self._facts = [self._look_at(path, e) for path, (_, e) in zip(starts, self.places, strict=True)]
         self._values: list[tuple[Array, ...] | None] = [None] * len(starts)  # of the CVs; found when a path is noted
         self._steps: list[int] = []
@@ -163,7 +164,7 @@ class InterfaceSets:
             paths=tuple(self._kept or ()),
             periods={cv.name: cv.period for cv in self.record if cv.period is not None},
             units={cv.name: cv.unit for cv in self.record},
-            findings=(*(() if free else (self._remains(last),)), *self._cut_off(), *self._jumps()),
+            findings=(*(() if free else (self._remains(last),)), *self._cut_off(), *self._jumps(), *self._wraps()),
             outcomes={reason: count.copy() for reason, count in self.outcomes.items()},
             exchanges={reason: count.copy() for reason, count in self.exchanges.items()},
             force_evaluations=self.force_evaluations,
@@ -200,6 +201,16 @@ class InterfaceSets:
         )
         return (Finding("jumps-to-b", text, "keep frames more often, or move A and B apart: the rate is too low"),)
 
+    def _wraps(self) -> tuple[Finding, ...]:
+        """Return a finding when a periodic order parameter wrapped along a path: that looks as if every interface were crossed."""
+        if not self._wrapped:
+            return ()
+        along = self.sampling.along
+        text = f"{self._wrapped} paths go over the end of the period of {along.name}, from one side of all interfaces to the other"
+        function = f'FunctionOfCVs(({along.name},), "{along.name} + shift", ..., period={along.period:g})'
+        fix = f"cut the circle where the system does not go: {function}"
+        return (Finding("wraps-around", text, fix),)
+
     def _move(self, c: int, path: Trajectory, made: IntArray) -> None:
         self.paths[c], self.made_by[c], self._values[c] = bare(path), made, None
         self._facts[c] = self._look_at(path, self.places[c][1])
@@ -210,7 +221,9 @@ class InterfaceSets:
         Paths are looked at one by one because those that left A elsewhere than through the first interface are too few or
         absent in [0+], which makes every number wrong and shows nowhere.
         """
-        values = self.sampling.along.evaluate(path.positions)
+        values, period = self.sampling.along.evaluate(path.positions), self.sampling.along.period
+        if period is not None and (np.abs(np.diff(values)) > period / 2).any():
+            self._wrapped += 1
         beyond, outside = values > self.sampling.interfaces[0], np.full(len(values), ensemble > 0)
         outside[0] = ensemble == 0
         outside[-1] = ensemble == 0 or beyond[-1]  # in A or B

@@ -275,6 +275,15 @@ def test_jumps_from_a_to_b_between_frames_are_found():
     assert "jumps-to-b" not in [f.code for f in wide.findings]
 
 
+def test_an_order_parameter_that_wraps_along_a_path_is_found():
+    circle = Coordinate(0, "x", period=9.0)  # from site 5 on it is negative again, and looks like A
+    sampling = TransitionInterfaceSampling(WALK, circle < 1.5, circle > 3.5, circle, (1.5,), max_duration=2000)
+    for sites, wraps in (((1, 2, 3, 5), True), ((1, 2, 3, 1), False)):
+        sets = InterfaceSets(sampling, [first_path((2, 1, 2)), first_path(sites)], 1)
+        sets.note(1)
+        assert ("wraps-around" in [f.code for f in sets.samples(0).findings]) == wraps
+
+
 def test_velocities_lead_along_every_path_also_after_exchanges():
     sampling = TransitionInterfaceSampling(LOW, X < -0.8, X > 0.8, X, LOW_LEVELS[:1], max_duration=50)
     first = initial_paths(sampling, LOW.state(-1.0), stride=STRIDE, seed=2, n_shots=4)

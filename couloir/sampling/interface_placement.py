@@ -1,8 +1,9 @@
 """Where interfaces go: pilot runs climb from A to B, and each says how far the next interface may be.
 
-Chains of paths are moved in the ensemble [i+] of the highest interface so far.  The next one goes where their maxima say that a
-share of about 0.3 comes; near 0.2 a transition costs the fewest paths (van Erp, Adv. Chem. Phys. 151, 27 (2012)).  When as many
-come to B itself, there is no next one.  Pilot paths carry no weight; they are what all ensembles start from.
+The first paths of [0+] are dynamics out of A: given reactive paths are rare there, and would take long to relax.  Chains of paths
+are moved in the ensemble [i+] of the highest interface so far.  The next one goes where their maxima say that a share of about
+0.3 comes; near 0.2 a transition costs the fewest paths (van Erp, Adv. Chem. Phys. 151, 27 (2012)).  When as many come to B
+itself, there is no next one.  Pilot paths carry no weight; they are what all ensembles start from.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from couloir.cv.base import CollectiveVariable
 from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError
 from couloir.sampling.interface_ensembles import departures, require_boundary
-from couloir.sampling.path_chains import made_by
+from couloir.sampling.interface_starts import leave
 from couloir.sampling.path_store import PathLog, bare
+from couloir.sampling.velocities import turned_paths
 from couloir.store import Store
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
@@ -31,8 +33,6 @@ SHARE = 0.3
 """Share of the paths of an ensemble that the next interface is placed to be reached by."""
 NEAR_B = 0.2
 """Share of paths that come to B from which on there is no further interface."""
-PATIENCE = 20
-"""Times the steps of a pilot run, after which chains in [0+] are taken as they are, even if they hold frames of given paths."""
 MOST_INTERFACES = 60
 """Interfaces after which placement gives up."""
 
@@ -90,22 +90,21 @@ def place(
     Parameters
     ----------
     sampling : has the first interface.
-    given : trajectories that leave A.
+    given : trajectories that leave A; dynamics into A starts from where they did.
     store : where the pilot's steps are kept; a store that holds some of them already is continued.
 
     Raises
     ------
     DataError : nothing in ``given`` leaves A and comes to A or B again, or A does not end at the first interface.
-    SimulationError : B is still far after :data:`MOST_INTERFACES` interfaces.
+    SimulationError : dynamics does not leave A, or B is still far after :data:`MOST_INTERFACES` interfaces.
     """
     require_boundary(given, sampling.region_a, sampling.along, float(sampling.interfaces[0]))
-    longest = sampling.max_frames(given[0].stride)
-    chains = [path for path in departures(given, sampling.region_a, sampling.region_b) if 2 < len(path) <= longest]
-    if not chains:
-        raise DataError(
-            f"no path leaves A ({sampling.region_a}) and comes to A or B within {sampling.max_duration}",
-            "give paths from A to B, or raise max_duration",
-        )
+    out = departures(given, sampling.region_a, sampling.region_b)
+    if not out:
+        raise DataError(f"no path leaves A ({sampling.region_a}) and comes to A or B", "give paths from A to B")
+    into = [path.state(len(path) - 1) for path in turned_paths(sampling.engine, out)]
+    starts = [into[i % len(into)] for i in range(pilot.n_chains)]
+    chains = leave(sampling, starts, given[0].stride, integer_seed(seed, sampling.name, "out of A"))
     levels, first = [float(sampling.interfaces[0])], []
     while len(levels) <= MOST_INTERFACES:
         here = replace(sampling, interfaces=tuple(levels))
@@ -128,21 +127,15 @@ def place(
 def _pilot_run(
     sampling: TransitionInterfaceSampling, chains: list[Trajectory], seed: int, pilot: Pilot, store: Store | None
 ) -> list[Trajectory]:
-    """Return the paths of chains in the ensemble of the highest interface after each step, without those before they forgot the first.
-
-    Paths that come from the ensemble below are what this one holds, as far as they reach the interface; those given are not,
-    so that chains from them are moved until they hold none of their frames.
-    """
+    """Return the paths of chains in the ensemble of the highest interface after each step that counts."""
     name = f"{sampling.name}/pilot {len(sampling.interfaces) - 1}"
     log = PathLog(store, name, sampling.plan(chains, len(chains), seed))
     longest = sampling.max_frames(chains[0].stride)
     paths, visited = list(chains), []
     stored = log.replay(paths)
-    made = [np.zeros(len(path), dtype=np.int64) for path in paths]
-    k, begin = 0, pilot.n_steps // 3 if len(sampling.interfaces) > 1 else PATIENCE * pilot.n_steps
+    begin = pilot.n_steps // 3
     try:
-        while k < begin + pilot.n_steps:
-            k += 1
+        for k in range(1, begin + pilot.n_steps + 1):
             trials = next(stored, None)
             if trials is None:
                 seeds = [integer_seed(seed, name, "chain", c, "step", k) for c in range(len(paths))]
@@ -151,12 +144,9 @@ def _pilot_run(
                 log.add(trials, paths)
             for c, trial in enumerate(trials):
                 if trial.path is not None:
-                    made[c] = made_by(trial, made[c], k)
                     paths[c] = bare(trial.path)
             if k > begin:
                 visited += paths
-            elif all((steps > 0).all() for steps in made):
-                begin = min(begin, k + pilot.n_steps // 3)
     finally:
         log.commit()
     return visited

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from couloir.errors import SimulationError
 from couloir.sampling.dragging import propagated
 from couloir.sampling.interface_ensembles import CrossingEnsemble, departures
-from couloir.sampling.interface_sampling import TransitionInterfaceSampling
 from couloir.sampling.path_moves import ShootingMove
 from couloir.streams import integer_seed
 from couloir.trajectory import State, Trajectory
 from couloir.units import convert
+
+if TYPE_CHECKING:
+    from couloir.sampling.interface_sampling import TransitionInterfaceSampling
 
 PATIENCE = 200
 """Rounds of shots without a path that crosses the next interface, after which the climb gives up."""
@@ -39,7 +42,7 @@ def initial_paths(
     SimulationError : nothing left A, or nothing crossed an interface, within ``patience`` rounds.
     """
     every = convert(stride, "ps", "stride")
-    found = _left(sampling, start, every, seed, n_shots, patience)
+    found = leave(sampling, [start] * n_shots, every, seed, patience)
     farthest = _tops(sampling, found)
     climbed = list(found)
     for level, value in enumerate(sampling.interfaces[1:], start=1):
@@ -60,26 +63,40 @@ def initial_paths(
     return climbed
 
 
-def _left(sampling: TransitionInterfaceSampling, start: State, stride: float, seed: int, n_shots: int, patience: int) -> list[Trajectory]:
-    """Return runs from inside A to the outside and on to A or B, cut to what happens outside."""
+def leave(
+    sampling: TransitionInterfaceSampling, starts: Sequence[State], stride: float, seed: int, patience: int = PATIENCE
+) -> list[Trajectory]:
+    """Return runs of dynamics from ``starts`` in A to the outside and on to A or B, cut to what happens outside: paths of [0+].
+
+    Parameters
+    ----------
+    starts : states in A; each is one walker.
+    stride : time between frames, ps.
+    patience : rounds of ``max_duration`` after which to give up.
+
+    Raises
+    ------
+    SimulationError : nothing left A and came to A or B again.
+    """
     minus, plus = sampling.ensembles[:2]
     span = (sampling.max_frames(stride) - 2) * stride
-    states = [start] * n_shots
+    states = list(starts)
     for k in range(patience):
-        runs = propagated(
+        inside = propagated(
             sampling.engine, states, duration=span, stride=stride, stop=minus.stop, velocities=True, seed=integer_seed(seed, "in A", k)
         )
-        states = [run.last for run in runs if run.ended != "failed" and run.last is not None] or [start]
-        out = [run for run in runs if run.ended == "stopped" and len(run) > 1 and run.last is not None]
-        if out:
-            on = propagated(
-                sampling.engine, [run.state(len(run) - 1) for run in out], duration=span, stride=stride, stop=plus.stop,
-                velocities=True, seed=integer_seed(seed, "out of A", k),
-            )  # fmt: skip
-            whole = [Trajectory.join([before, after]) for before, after in zip(out, on, strict=True) if after.ended == "stopped"]
-            left = [path for path in departures(whole, sampling.region_a, sampling.region_b) if plus.accepts(path)]
-            if left:
-                return left
+        gone = [w for w, run in enumerate(inside) if run.ended == "stopped"]
+        outside = propagated(
+            sampling.engine, [inside[w].state(len(inside[w]) - 1) for w in gone], duration=span, stride=stride, stop=plus.stop,
+            velocities=True, seed=integer_seed(seed, "out of A", k),
+        ) if gone else []  # fmt: skip
+        whole = [Trajectory.join([inside[w], after]) for w, after in zip(gone, outside, strict=True) if after.ended == "stopped"]
+        left = [path for path in departures(whole, sampling.region_a, sampling.region_b) if plus.accepts(path)]
+        if left:
+            return left
+        for w, run in (*enumerate(inside), *zip(gone, outside, strict=True)):
+            stays = run.last is not None and bool(sampling.region_a.contains(run.last.positions[None])[0])
+            states[w] = run.last if stays and run.last is not None else starts[w]
     raise SimulationError(
         f"dynamics from the start did not leave A ({sampling.region_a}) and come to A or B again in {patience} rounds",
         "start in A, move the first interface towards A, or raise max_duration",

@@ -51,6 +51,15 @@ def test_paths_from_a_to_b_serve_the_other_side_too(reactive):
     assert 2 <= len(sampling.interfaces) <= 8
 
 
+def test_even_the_shortest_pilot_forgets_that_the_given_paths_came_to_b(reactive):
+    # of what leaves A at this temperature, one path in thousands comes to B
+    cold = ToyEngine(potentials.double_well(), kT=0.12, time_step=0.01, friction=1.0, threads=1)
+    short = Pilot(n_chains=6, n_steps=1)
+    sampling = TransitionInterfaceSampling.from_paths(reactive, cold, A, B, along=X, seed=1, pilot=short, max_duration=100)
+    assert len(sampling.interfaces) > 3
+    assert all(X.evaluate(path.positions).max() < 0.0 for path in sampling.first[:6])
+
+
 def test_a_run_goes_on_until_the_relative_error_is_reached_and_not_much_longer(reactive):
     sampling = placed(reactive)
     samples = sampling.run(relative_error=0.25, seed=3, n_sets=4)

@@ -65,6 +65,9 @@ class SystemTable(_Table):
         given = [key for key in ("name", "pdb", "prmtop", "top") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of name, pdb, prmtop, top (found {', '.join(given) or 'none'})")
+        for key in ("constraints", "nonbonded_cutoff", "hydrogen_mass"):
+            if self.name is not None and key in self.model_fields_set:
+                raise ValueError(f"{key} belongs to a system from a file: {self.name} comes with its own; give pdb, prmtop or top instead")
         for key, partner in (("prmtop", "inpcrd"), ("top", "gro")):
             if (getattr(self, key) is None) != (getattr(self, partner) is None):
                 raise ValueError(f"{key} and {partner} belong together: give both")

@@ -107,11 +107,12 @@ def place_in(region: Region, other: Region, near: dict[str, float]) -> dict[str,
 
 
 def _between(limits: tuple[float, ...], period: float | None) -> list[float]:
-    """Return the midpoints between neighbouring limits, and a place beyond the outermost ones."""
+    """Return the midpoints between neighbouring limits, and a place beyond the outermost ones; on a circle, its ends are limits, too."""
     x = np.array(limits)
     middles = (x[1:] + x[:-1]) / 2
     if period is not None:
-        return [*middles.tolist(), float(wrap(np.array(x[-1] + (x[0] + period - x[-1]) / 2), period))]
+        across = float(wrap(np.array(x[-1] + (x[0] + period - x[-1]) / 2), period))
+        return [*middles.tolist(), across, float(x[0] - period / 2) / 2, float(x[-1] + period / 2) / 2]
     reach = _OUTSIDE * (x[-1] - x[0] if len(x) > 1 else abs(x[0]) or 1.0)
     return [float(x[0] - reach), *middles.tolist(), float(x[-1] + reach)]
 

@@ -101,6 +101,10 @@ TOY_MISTAKES = {
         [('name = "hidden_barrier"', 'name = "hidden_barrier"\npdb = "a.pdb"')],
         ["exactly one of name, pdb", "found name, pdb"],
     ),
+    "options of a file with a name": (
+        [('name = "hidden_barrier"', 'name = "hidden_barrier"\nhydrogen_mass = "3 amu"')],
+        ["hydrogen_mass belongs to a system from a file"],
+    ),
     "unknown system": ([("hidden_barrier", "hidden_barier")], ["system.name = 'hidden_barier'", "did you mean 'hidden_barrier'?"]),
     "toy parameters": ([("[engine]", "[system.parameters]\nheight = 3.0\n[engine]")], ["system.parameters", "hidden_barrier", "height"]),
     "unknown CV to bias": ([('along = "x"', 'along = "xx"')], ["umbrella.along names the unknown CV 'xx'"]),

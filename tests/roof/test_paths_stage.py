@@ -277,6 +277,10 @@ def test_a_place_in_a_region_is_inside_and_on_the_near_side():
     place = place_in(region, region, {"x": 0.0, "phi": 2.0})
     assert region.contains_values({name: np.array([v]) for name, v in place.items()})[0]
     assert place["x"] > 1
+    for text in ("phi > 1.75", "phi < 0.35", "phi > -3", "phi < -2.9"):  # one limit on a circle
+        side = Region.parse(text, {"phi": phi})
+        place = place_in(side, side, {"phi": 0.0})
+        assert side.contains_values({"phi": np.array([place["phi"]])})[0], text
     with pytest.raises(ConfigError, match="empty"):
         place_in(Region.parse("x > 1 and x < 0", {"x": x}), region, {"x": 0.0})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from couloir.cv._native import constant
@@ -77,6 +78,7 @@ def evaluate_expression(text: str, values: Mapping[str, Any], xp: Any) -> Any:
     return value(_tree(text))
 
 
+@lru_cache(maxsize=1000)
 def _tree(text: str) -> ast.expr:
     try:
         # Python gives ^ the precedence of a bit operation, Lepton that of a power

@@ -9,7 +9,7 @@ counted from 1 and d_i the squared distance to node i in the space of the given 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +49,13 @@ class _Composite(CollectiveVariable):
 
     def compute(self, positions: Any, xp: Any) -> Any:
         return self._formula({cv.name: cv.compute(positions, xp) for cv in self.cvs}, xp)
+
+    def of_frame(self) -> Callable[[Array], float] | None:
+        parts = [(cv.name, cv.of_frame()) for cv in self.cvs]
+        known = [(name, function) for name, function in parts if function is not None]
+        if len(known) < len(parts):
+            return None
+        return lambda frame: float(self._formula({name: np.float64(function(frame)) for name, function in known}, np))
 
     def to_openmm_energy(self, expression: str, parameters: Mapping[str, float]) -> openmm.Force:
         return collective("; ".join([expression, *self._definitions()]), parameters, {cv.name: cv.to_openmm() for cv in self.cvs})

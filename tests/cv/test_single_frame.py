@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from couloir.cv import Angle, Coordinate, Dihedral, Distance, RadiusOfGyration
+from couloir.cv import Angle, Coordinate, Dihedral, Distance, FunctionOfCVs, LinearCombination, RadiusOfGyration, path_s, path_z
 
 CVS = [
     Distance((0, 3), "r"),
@@ -13,6 +13,13 @@ CVS = [
     Dihedral((0, 1, 2, 3), "phi"),
     Coordinate(1, "y"),
     Coordinate(0, "x", period=1.0),
+]
+CVS += [
+    LinearCombination((CVS[0], CVS[1]), (2.0, -1.0), "sum"),
+    FunctionOfCVs((CVS[2],), "phi + 1.05", name="onward", period=2 * math.pi),
+    FunctionOfCVs((CVS[0], CVS[2]), "select(step(r - 1), cos(phi)^2, min(r, 0.5))", name="function"),
+    path_s((CVS[0], CVS[2]), [(0.5, 0.0), (1.5, 1.0), (2.0, 3.0)], 2.0),
+    path_z((CVS[0], CVS[2]), [(0.5, 0.0), (1.5, 1.0), (2.0, 3.0)], 2.0),
 ]
 FRAMES = np.random.default_rng(1).normal(size=(400, 4, 3))
 

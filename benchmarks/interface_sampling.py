@@ -6,6 +6,7 @@
   1 million cycles.  Replica exchange with one-way shooting; every set of ensembles starts from the same few paths, and its
   first tenth is thrown away.
 - The same well, hot enough to wait for transitions: flux, crossing probability and rate against one long simulation.
+- The two-dimensional wells of PyRETIS' second example: the rate along three order parameters is one rate.
 
 Errors are standard errors from whole sets, or walkers, resampled.
 """
@@ -16,14 +17,16 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from benchmarks.results import Row, write_results
-from benchmarks.systems.pyretis_well import INTERFACES, PUBLISHED, TIME_STEP, B, engine, sampling
+from benchmarks.systems import hysteresis
+from benchmarks.systems.pyretis_well import PUBLISHED, TIME_STEP, B, engine, sampling
 from couloir.analysis.crossing import InterfaceRate, interface_rate
-from couloir.sampling import initial_paths
-from couloir.trajectory import Array
+from couloir.sampling import TransitionInterfaceSampling, initial_paths
+from couloir.trajectory import Array, State
 
 HOT, HOT_INTERFACES = 0.2, (-0.9, -0.6, -0.3)
 WALKERS, AT_ONCE = 16, 250.0
@@ -33,22 +36,22 @@ TARGET = 0.1
 
 @dataclass(frozen=True)
 class Scale:
-    """Sets, cycles per set at the published temperature and when hot, and simulated time per walker."""
+    """Sets, cycles per set at the published temperature, when hot and in two dimensions, and simulated time per walker."""
 
     sets: int
     cycles: int
     hot_cycles: int
+    flat_cycles: int
     duration: float
 
 
-SCALES = {"small": Scale(20, 250, 200, 10_000.0), "paper": Scale(20, 6000, 1000, 40_000.0)}
+SCALES = {"small": Scale(20, 250, 200, 100, 10_000.0), "paper": Scale(20, 6000, 4000, 2000, 40_000.0)}
 
 
-def sampled(interfaces: tuple[float, ...], kT: float, cycles: int, sets: int) -> tuple[InterfaceRate, float]:
+def sampled(what: TransitionInterfaceSampling, start: State, cycles: int, sets: int) -> tuple[InterfaceRate, float]:
     """Return what interface sampling finds, and the seconds it took."""
     begin = time.perf_counter()
-    what = sampling(interfaces, kT)
-    first = initial_paths(what, engine(kT).state(-1.0), stride=TIME_STEP, seed=1)
+    first = initial_paths(what, start, stride=TIME_STEP, seed=1)
     samples = what.run(first, cycles, seed=2, n_sets=sets, discard=cycles // 10)
     return interface_rate(samples), time.perf_counter() - begin
 
@@ -91,7 +94,7 @@ def _ratio(a: Array, b: Array) -> tuple[float, float]:
 def measure(scale: str) -> list[Row]:
     """Return every row of the table."""
     size = SCALES[scale]
-    cold, seconds = sampled(INTERFACES, engine().kT, size.cycles, size.sets)
+    cold, seconds = sampled(sampling(), engine().state(-1.0), size.cycles, size.sets)
     total = cold.crossing.total
     value, relative = PUBLISHED
     combined = float(np.hypot(total.standard_error, relative * value))
@@ -105,7 +108,7 @@ def measure(scale: str) -> list[Row]:
         Row("rate at kT = 0.07", cold.rate.value, "per time", cold.rate.standard_error),
         Row("wall clock of all of it", seconds, "s"),
     ]
-    hot, _ = sampled(HOT_INTERFACES, HOT, size.hot_cycles, size.sets)
+    hot, _ = sampled(sampling(HOT_INTERFACES, HOT), engine(HOT).state(-1.0), size.hot_cycles, size.sets)
     truth = brute_force(HOT, HOT_INTERFACES[0], size.duration)
     for name, found in (("flux", hot.flux), ("crossing probability", hot.crossing.total), ("rate", hot.rate)):
         right, error = truth[name]
@@ -114,6 +117,22 @@ def measure(scale: str) -> list[Row]:
             Row(f"{name} at kT = {HOT:g}", found.value, found.unit, found.standard_error, None, None, f"brute force (± {error:.2g})", right)
         )
         rows.append(Row(f"its distance from brute force ({name})", away, "combined errors", None, 2.0, away <= 2.0))
+    return rows + flat(size)
+
+
+def flat(size: Scale) -> list[Row]:
+    """Return the rows about the two-dimensional wells."""
+    (start,) = hysteresis.engine().minimize([hysteresis.engine().state(-0.2, -0.4)])
+    rates = {name: sampled(hysteresis.sampling(name), start, size.flat_cycles, size.sets)[0].rate for name in hysteresis.ALONG}
+    rows, (low, high) = [], hysteresis.PUBLISHED
+    for name, rate in rates.items():
+        outside = max(low - rate.value, rate.value - high, 0.0) / rate.standard_error
+        rows.append(Row(f"rate in two dimensions, along {name}", rate.value, "per time", rate.standard_error))
+        peer = f"PyRETIS, {low:.2g} to {high:.2g} along three order parameters"
+        rows.append(Row(f"its distance from the published range ({name})", outside, "errors", None, 2.0, outside <= 2.0, peer))
+    for a, b in combinations(rates, 2):
+        away = abs(np.log(rates[a].value / rates[b].value)) / float(np.hypot(rates[a].relative_error, rates[b].relative_error))
+        rows.append(Row(f"rates along {a} and along {b}: distance", away, "combined errors", None, 2.0, away <= 2.0))
     return rows
 
 

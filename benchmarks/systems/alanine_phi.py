@@ -2,7 +2,7 @@
 
 ff14SB, OBC2, 300 K, Langevin dynamics (1/ps, 4 fs, hydrogens of 3 amu, bonds to hydrogen rigid); phi is looked at every 0.02 ps.
 The order parameter is phi, cut open at phi = 120 degrees, where the free energy is 23 kT: a state is all that lies on one side.
-A is everything below phi = -0.7 rad (C5, C7eq and alpha-R), B everything above 0.7 rad (alpha-L).
+A is everything below phi = -0.9 rad (C5, C7eq and alpha-R), B everything above 0.7 rad (alpha-L).
 
 Simulations are kept in files of 2.5 ns and go on from the last file there is.
 """
@@ -24,8 +24,10 @@ from couloir.trajectory import Array, State
 TEMPERATURE, TIME_STEP, STRIDE = 300.0, 0.004, 0.02
 """K; ps; ps between two looks at phi."""
 CUT = 2.0 * np.pi / 3.0
-LIMITS = (-0.7, 0.7)
+LIMITS = (-0.9, 0.7)
 """rad; A is below, B above."""
+LONGEST = 2000.0
+"""ps; time that a path may take at most."""
 CHUNK = 2500.0
 RUNS = Path(__file__).parents[2] / "runs"
 STEP = 1e-4
@@ -146,13 +148,14 @@ def chunk_file(folder: Path, begin: str, k: int) -> Path:
     return folder / f"alanine_phi_{begin}_{k:04d}.npz"
 
 
-def brute_force(begin: str, folder: Path = RUNS) -> tuple[Crossings, Crossings]:
-    """Return the crossings there and back in all files begun in ``"a"`` or ``"b"``; one from a file to the next is not seen."""
-    there, back, k = Crossings(0, 0.0), Crossings(0, 0.0), 0
-    while (file := chunk_file(folder, begin, k)).exists():
-        with np.load(file) as data:
+def brute_force(begin: str, n_chunks: int, folder: Path = RUNS) -> tuple[Crossings, Crossings]:
+    """Return the crossings there and back in ``n_chunks`` files begun in ``"a"`` or ``"b"``; one from a file to the next is not seen."""
+    simulate(begin, n_chunks, folder)
+    there, back = Crossings(0, 0.0), Crossings(0, 0.0)
+    for k in range(n_chunks):
+        with np.load(chunk_file(folder, begin, k)) as data:
             more = crossings(data["phi"].astype(float) * STEP)
-        there, back, k = there + more[0], back + more[1], k + 1
+        there, back = there + more[0], back + more[1]
     return there, back
 
 
@@ -162,8 +165,7 @@ def main() -> None:
     parser.add_argument("begin", choices=("a", "b"))
     parser.add_argument("chunks", type=int)
     arguments = parser.parse_args()
-    simulate(arguments.begin, arguments.chunks)
-    there, back = brute_force(arguments.begin)
+    there, back = brute_force(arguments.begin, arguments.chunks)
     print(f"A to B: {there}; B to A: {back}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 200
 """Rounds of shots without a path that crosses the next interface, after which the climb gives up."""
+TIMES_OUT = 8
+"""Times that dynamics leaves A and comes back, before its paths are taken to be those of A."""
 
 
 def initial_paths(
@@ -66,41 +69,53 @@ def initial_paths(
 def leave(
     sampling: TransitionInterfaceSampling, starts: Sequence[State], stride: float, seed: int, patience: int = PATIENCE
 ) -> list[Trajectory]:
-    """Return runs of dynamics from ``starts`` in A to the outside and on to A or B, cut to what happens outside: paths of [0+].
+    """Return a path of [0+] for every walker that dynamics from ``starts`` in A leads out of A and back :data:`TIMES_OUT` times.
+
+    What leaves A right after it came in may still have the energy to go on to B; so only the last time counts.
 
     Parameters
     ----------
-    starts : states in A; each is one walker.
+    starts : states in A; each is one walker, and where it starts again after it came to B.
     stride : time between frames, ps.
-    patience : rounds of ``max_duration`` after which to give up.
+    patience : rounds of leaving A, or of ``max_duration`` in A, after which walkers that were out fewer times count, too.
 
     Raises
     ------
     SimulationError : nothing left A and came to A or B again.
     """
-    minus, plus = sampling.ensembles[:2]
-    span = (sampling.max_frames(stride) - 2) * stride
-    states = list(starts)
+    states, last, times = list(starts), dict[int, Trajectory](), [0] * len(starts)
     for k in range(patience):
-        inside = propagated(
-            sampling.engine, states, duration=span, stride=stride, stop=minus.stop, velocities=True, seed=integer_seed(seed, "in A", k)
-        )
-        gone = [w for w, run in enumerate(inside) if run.ended == "stopped"]
-        outside = propagated(
-            sampling.engine, [inside[w].state(len(inside[w]) - 1) for w in gone], duration=span, stride=stride, stop=plus.stop,
-            velocities=True, seed=integer_seed(seed, "out of A", k),
-        ) if gone else []  # fmt: skip
-        whole = [Trajectory.join([inside[w], after]) for w, after in zip(gone, outside, strict=True) if after.ended == "stopped"]
-        left = [path for path in departures(whole, sampling.region_a, sampling.region_b) if plus.accepts(path)]
-        if left:
-            return left
-        for w, run in (*enumerate(inside), *zip(gone, outside, strict=True)):
+        going = [w for w, n in enumerate(times) if n < TIMES_OUT]
+        if not going:
+            break
+        runs = _out_and_back(sampling, [states[w] for w in going], stride, integer_seed(seed, k))
+        for w, run in zip(going, runs, strict=True):
+            left = departures([run], sampling.region_a, sampling.region_b) if run.ended == "stopped" else []
             stays = run.last is not None and bool(sampling.region_a.contains(run.last.positions[None])[0])
             states[w] = run.last if stays and run.last is not None else starts[w]
+            times[w] = times[w] + bool(left) if stays else 0
+            if left and stays:
+                last[w] = left[-1]
+    if last:
+        return [last[w] for w in sorted(last)]
     raise SimulationError(
         f"dynamics from the start did not leave A ({sampling.region_a}) and come to A or B again in {patience} rounds",
         "start in A, move the first interface towards A, or raise max_duration",
     )
+
+
+def _out_and_back(sampling: TransitionInterfaceSampling, states: Sequence[State], stride: float, seed: int) -> list[Trajectory]:
+    """Return dynamics from states in A until outside and on to A or B (``ended`` is "stopped"), or as far as it came."""
+    minus, plus = sampling.ensembles[:2]
+    settings: dict[str, Any] = {"duration": (sampling.max_frames(stride) - 2) * stride, "stride": stride, "velocities": True}
+    runs = propagated(sampling.engine, states, stop=minus.stop, seed=integer_seed(seed, "in A"), **settings)
+    gone = [w for w, run in enumerate(runs) if run.ended == "stopped"]
+    if gone:
+        outside = [runs[w].state(len(runs[w]) - 1) for w in gone]
+        on = propagated(sampling.engine, outside, stop=plus.stop, seed=integer_seed(seed, "out of A"), **settings)
+        for w, after in zip(gone, on, strict=True):
+            runs[w] = replace(Trajectory.join([runs[w], after]), ended=after.ended, last=after.last)
+    return runs
 
 
 def _shot(sampling: TransitionInterfaceSampling, chains: list[Trajectory], level: int, n_shots: int, seed: int) -> list[Trajectory]:

@@ -1,0 +1,164 @@
+"""Alanine dipeptide over phi = 0, from two states alone: paths, rates, free energy.
+
+``python -m benchmarks.alanine_rate --scale small|paper``
+
+1. ``couloir run benchmarks/systems/alanine_phi.toml``: 500 paths from A to B that hold no frame of a first path.
+2. Interface sampling from either side, started from these paths; every path gets its weight.
+3. Brute force: long simulations begun in A and in B, 1 us together with ``--scale paper`` (``python -m benchmarks.systems.alanine_phi``
+   makes them beforehand, on as many cores as there are).
+
+Rates both ways are compared with brute force, and the free energy along phi with umbrella sampling in bare OpenMM
+(``benchmarks/reference``, other masses and time step, hence the same equilibrium), in cells where both know it to 1 kT.
+All are kept in ``runs/`` and go on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reference.data import alanine_dipeptide_surface
+from benchmarks.results import Row, write_results
+from benchmarks.systems import alanine_phi as system
+from benchmarks.systems.alanine_phi import Crossings
+from couloir.analysis import PathEnsemble, reweighted_paths
+from couloir.analysis.interface_samples import InterfaceSamples
+from couloir.analysis.reweighted_paths import ReweightedPaths
+from couloir.paths_stage import about_first
+from couloir.pipeline import execute
+from couloir.run import Run
+from couloir.sampling import TransitionInterfaceSampling
+from couloir.sampling.openmm_engine import OpenMMEngine
+
+RUN_FILE = Path(__file__).parent / "systems" / "alanine_phi.toml"
+N_BINS, KNOWN, HIGHEST = 72, 1.0, 16.0
+"""Cells of 5 degrees along phi; kT, the largest error of what counts as known; kT, above which no path of these ensembles goes."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Cycles, sets, and ns of brute force begun in A and in B."""
+
+    cycles: int
+    sets: int
+    brute: tuple[float, float]
+
+
+SCALES = {"small": Scale(300, 8, (50.0, 50.0)), "paper": Scale(1500, 8, (300.0, 700.0))}
+
+
+def paths() -> tuple[PathEnsemble, int]:
+    """Return the paths that the run file asks for, and the force evaluations of finding first ones."""
+    with Run.create(RUN_FILE, system.RUNS / "alanine_phi.run") as run:
+        execute(run)
+        about = about_first(run)
+        assert about is not None
+        return PathEnsemble.load(run.path / "results" / "paths.npz"), int(about["force_evaluations"])
+
+
+def sampled(md: OpenMMEngine, given: PathEnsemble, size: Scale, sign: float) -> InterfaceSamples:
+    """Return interface sampling from A, or with ``sign=-1`` from B, with phi along every path."""
+    a, b = system.states(md, sign)
+    settings: dict[str, Any] = {"along": system.progress(md, sign), "seed": 2, "name": "from A" if sign > 0 else "from B"}
+    sampling = TransitionInterfaceSampling.from_paths(given, md, a, b, max_duration=system.LONGEST, **settings)
+    samples: InterfaceSamples = sampling.run(n_cycles=size.cycles, seed=3, n_sets=size.sets, record=[system.torsion(md)])
+    return samples
+
+
+def of_paths(found: PathEnsemble, before: int, per_transition: float) -> list[Row]:
+    """Return the rows about the ensemble of reactive paths; ``per_transition`` is what brute force spends for one."""
+    free, all_of_it = int(found.multiplicity[found.decorrelated].sum()), before + found.force_evaluations
+    rows = [
+        Row("paths from two states by one command, without a frame of a first path", free, "", None, 500, free >= 500),
+        Row("of these effectively independent, by durations", found.n_effective, ""),
+        Row("force evaluations of all of it", all_of_it, "", peer="of which for first paths, by steering", peer_value=before),
+    ]
+    for what, spent in (("all of it", all_of_it), ("sampling, first paths given", found.force_evaluations)):
+        per_path = spent / found.n_effective
+        target = 100.0 if spent == all_of_it else None
+        ratio = per_transition / per_path
+        claim = f"force evaluations of brute force per transition, over those per independent path ({what})"
+        met = None if target is None else bool(ratio >= target)
+        rows.append(Row(claim, ratio, "x", None, target, met, "force evaluations per independent path", per_path))
+    return rows
+
+
+def of_rates(both: ReweightedPaths, brute: tuple[tuple[Crossings, Crossings], ...], ratio: tuple[float, float]) -> list[Row]:
+    """Return the rows about rates both ways; ``ratio`` is the population of B over A by umbrella sampling, and its relative error."""
+    rows = []
+    there, back = (brute[0][i] + brute[1][i] for i in (0, 1))
+    indirect = back.rate * ratio[0], float(np.hypot(back.relative_error, ratio[1]))
+    for name, rate, (value, relative), how in (
+        ("B to A", both.rates[1], (back.rate, back.relative_error), f"brute force, {back}"),
+        ("A to B", both.rates[0], (there.rate, there.relative_error), f"brute force, {there}"),
+        ("A to B", both.rates[0], indirect, "brute force back, times populations by umbrella sampling"),
+    ):
+        rows.append(Row(f"rate {name} ({how})", 1000 * rate.value, "1/ns", 1000 * rate.standard_error, peer=how, peer_value=1000 * value))
+        if there.arrivals or value is indirect[0]:
+            away = abs(np.log(rate.value / value)) / float(np.hypot(rate.relative_error, relative))
+            rows.append(Row(f"its distance from {how}", away, "combined errors", None, 2.0, bool(away <= 2.0)))
+    return rows
+
+
+def of_surface(both: ReweightedPaths) -> list[Row]:
+    """Return the rows about the free energy along phi."""
+    edges = np.linspace(-np.pi, np.pi, N_BINS + 1)
+    mine = both.free_energy("phi", temperature=system.TEMPERATURE, bins=edges).in_kT
+    true = alanine_dipeptide_surface("phi", bins=N_BINS).in_kT
+    errors = np.hypot(mine.standard_error, true.standard_error)
+    known = np.isfinite(mine.free_energy + true.free_energy + errors) & (mine.standard_error < KNOWN) & (true.standard_error < KNOWN)
+    known &= (errors > 0) & (mine.free_energy < HIGHEST)
+    off, weight = (mine.free_energy - true.free_energy)[known], errors[known] ** -2
+    off -= np.sum(weight * off) / np.sum(weight)
+    z = off / errors[known]
+    return [
+        Row("free energy along phi from paths, against umbrella sampling: rms difference", float(np.sqrt(np.mean(off**2))), "kT",
+            peer=f"cells of {N_BINS} in which both know it to {KNOWN:g} kT", peer_value=int(known.sum())),
+        Row("the same in combined standard errors, rms", float(np.sqrt(np.mean(z**2))), "", None, 2.0, bool(np.sqrt(np.mean(z**2)) <= 2.0)),
+    ]  # fmt: skip
+
+
+def populations() -> tuple[float, float]:
+    """Return the population of B over that of A by umbrella sampling, and its relative error; all beyond 0 counts, as little is between."""
+    surface = alanine_dipeptide_surface("phi", bins=N_BINS).in_kT
+    phi = surface.grid[0]
+    in_b = (phi > 0) & (phi < system.CUT)
+    weights = np.exp(-np.concatenate([surface.free_energy[None], surface.replicas]))
+    ratio = np.nansum(weights[:, in_b], axis=1) / np.nansum(weights[:, ~in_b], axis=1)
+    return float(ratio[0]), float(np.log(ratio[1:]).std(ddof=1))
+
+
+def main() -> None:
+    """Simulate what is missing, sample, print the table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    scale = parser.parse_args().scale
+    size, md = SCALES[scale], system.engine()
+    brute = tuple(system.brute_force(begin, round(1000 * ns / system.CHUNK)) for begin, ns in zip("ab", size.brute, strict=True))
+    ratio = populations()
+    back = brute[0][1] + brute[1][1]
+    given, before = paths()
+    rows = of_paths(given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP))
+    begin = time.perf_counter()
+    sides = [sampled(md, given, size, sign) for sign in (1.0, -1.0)]
+    for side in sides:
+        print(side, side.rate, sep="\n", flush=True)
+    both = reweighted_paths(*sides)
+    print(*both.findings, sep="\n")
+    rows += [*of_rates(both, brute, ratio), *of_surface(both)]
+    rows.append(Row("population of A from paths", both.population.value, "", both.population.standard_error,
+                    peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip
+    spent = sum(side.force_evaluations for side in sides)
+    simulated = sum(c.time for part in brute for c in part) / system.TIME_STEP
+    rows.append(Row("force evaluations of interface sampling, both ways", spent, "", peer="of brute force", peer_value=simulated))
+    rows.append(Row("wall clock of it", time.perf_counter() - begin, "s"))
+    write_results("alanine_rate", rows, scale=scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -184,6 +184,7 @@ class PathsTable(_Table):
     region_b: str = Field(alias="to")
     n_paths: PositiveInt
     n_chains: PositiveInt = 4
+    committor: PositiveInt | None = None
     move: Literal["one-way", "two-way"] = "one-way"
     stride: Time | None = None
     max_duration: Time | None = None

@@ -20,8 +20,10 @@ from couloir.sampling.path_chains import Chains
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_sampling import TransitionPathSampling
 from couloir.sampling.path_store import PathLog
+from couloir.sampling.path_tree import Branch, stored_tree
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, State, Trajectory
+from couloir.transition_states import shoot_candidates
 
 if TYPE_CHECKING:
     from couloir.analysis.path_ensemble import PathEnsemble
@@ -42,7 +44,7 @@ _MOVES = {"one-way": ShootingMove.one_way, "two-way": ShootingMove.two_way}
 
 
 def sample_paths(run: Run, engine: Any, start: State, cvs: dict[str, CollectiveVariable], explored: Array, say: Say) -> PathEnsemble:
-    """Find first paths (or read them), sample as many as asked for, and save them as ``results/paths.npz``.
+    """Find first paths (or read them), sample as many as asked for, save them as ``results/paths.npz``, and shoot from candidates.
 
     Parameters
     ----------
@@ -71,6 +73,7 @@ def sample_paths(run: Run, engine: Any, start: State, cvs: dict[str, CollectiveV
     say(f"paths: {len(paths)} different ones in {paths.n_chains} chains, acceptance {paths.acceptance:.2f}")
     for finding in paths.diagnose():
         say(str(finding))
+    shoot_candidates(run, engine, paths, a, b, cvs, say)
     return paths
 
 
@@ -102,11 +105,21 @@ def stored_paths(run: Run, engine: Any) -> PathEnsemble | None:
     plan = run.store.get(f"{NAME}/plan")
     if plan is None or not run.store.count(_FIRST) or not run.store.count(f"{NAME}/steps"):
         return None
-    first = load_first(run, engine)
-    chains = Chains([first[c % len(first)] for c in range(plan["n_chains"])])
+    chains = Chains(_starts(run, engine, plan))
     for trials in PathLog(run.store, NAME, plan).replay(chains.paths):
         chains.apply(trials)
     return chains.ensemble()
+
+
+def stored_branches(run: Run, engine: Any) -> list[Branch]:
+    """Return the tree of the first chain's first paths; there must be steps."""
+    return stored_tree(run.store, NAME, _starts(run, engine, run.store.get(f"{NAME}/plan")))
+
+
+def _starts(run: Run, engine: Any, plan: dict[str, Any]) -> list[Trajectory]:
+    """Return the path that each chain was started from."""
+    first = load_first(run, engine)
+    return [first[c % len(first)] for c in range(plan["n_chains"])]
 
 
 def stored_steps(run: Run) -> int:

@@ -11,10 +11,13 @@ from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.analysis.plots import label, plot_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import CollectiveVariable
+from couloir.paths_stage import stored_branches
 from couloir.report_data import RunData
 from couloir.report_figures import COLORS, LINE, as_image, new
 from couloir.report_html import Page
+from couloir.report_path_tree import tree_figure
 from couloir.trajectory import Array
+from couloir.transition_states import NEAR_HALF, Candidates, stored_candidates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +53,17 @@ def write_paths(page: Page, data: RunData) -> None:
             where = ", ".join(surface.names)
             text = f"Reactive paths on the free-energy surface along {where}: white lines enclose half and nine tenths of their frames."
             drawn.append(page.vector(surface_figure(paths, surface, data.cvs), text))
+    tree = stored_branches(data.run, data.engine)
+    if len(tree) > 1:
+        text = (
+            f"How the paths of the first chain follow from each other: its first path and the next {len(tree) - 1} accepted ones. Frames "
+            "that paths share stand above each other; rejected trials are left out."
+        )
+        drawn.append(page.vector(tree_figure(tree, paths.stride), text, wide=True))
     page.add(web.grid(*drawn))
+    found = stored_candidates(data.run)
+    if found is not None:
+        _write_candidates(page, found, _shown(data))
     counts = [(name, n) for name, n in first["counts"].items()]
     rows = [("how", first["how"].replace("_", " ")), ("paths", first["n"]), ("force evaluations", first["force_evaluations"])]
     page.add(web.details("First paths", web.facts(rows) + web.table(("what became of shots", "number"), counts)))
@@ -71,6 +84,18 @@ def _said(paths: PathEnsemble, searching: int) -> str:
         f"{paths.n_chains} chains of {paths.n_steps} steps visited {len(paths)} different paths; {paths.acceptance:.0%} of the moves were "
         f"accepted. {int(paths.decorrelated.sum())} paths hold no frame of a first path: only these count. "
         f"{paths.force_evaluations} force evaluations were spent on them, {searching} on first paths{each}."
+    )
+
+
+def _write_candidates(page: Page, found: Candidates, cvs: list[CollectiveVariable]) -> None:
+    near = len(found.transition_states)
+    page.add(
+        web.paragraph(
+            f"Candidates for transition states: {len(found)} shooting frames of accepted moves. {found.n_shots.sum()} shots "
+            f"({found.force_evaluations} force evaluations) say how often each reaches B before A. This committor p_B lies "
+            f"between 1/4 and 3/4 for {near} of them: transition states. All are in results/committor.csv, results/transition_states.npz."
+        ),
+        web.grid(*(page.vector(committor_figure(found, cv), f"p_B of candidates along {cv.name}, one standard error.") for cv in cvs)),
     )
 
 
@@ -159,6 +184,19 @@ def surface_figure(paths: PathEnsemble, surface: FreeEnergySurface, cvs: dict[st
     levels = sorted({float(ranked[np.searchsorted(shares, share * shares[-1])]) for share in (0.5, 0.9)})
     if levels[0] > 0:
         ax.contour(*surface.grid, density.T, levels=levels, colors="white", linewidths=1.2)
+    return figure
+
+
+def committor_figure(found: Candidates, cv: CollectiveVariable) -> Figure:
+    """Draw p_B of candidates against a CV; the band is where they count as transition states."""
+    figure, ax = new()
+    x, near = np.asarray(cv.evaluate(found.positions)), np.isin(np.arange(len(found)), found.transition_states)
+    ax.axhspan(0.5 - NEAR_HALF, 0.5 + NEAR_HALF, color=LINE, alpha=0.08, linewidth=0)
+    for rows, color in ((near, LINE), (~near, "#999999")):
+        ax.errorbar(x[rows], found.p[rows], found.standard_error[rows], fmt="o", color=color, markersize=3.5, linewidth=0.8)
+    ax.set_xlabel(label(cv.name, cv.unit))
+    ax.set_ylabel("p_B")
+    ax.set_ylim(-0.12, 1.12)
     return figure
 
 

@@ -21,7 +21,7 @@ from couloir.config import RunConfig, read_config
 from couloir.errors import ConfigError, Finding, StoreError
 from couloir.store import Store
 
-_FREE = {"umbrella": {"duration", "until", "max_duration"}, "engine": {"workers"}, "paths": {"n_paths"}}
+_FREE = {"umbrella": {"duration", "until", "max_duration"}, "engine": {"workers"}, "paths": {"n_paths", "committor"}}
 """Settings that may change between invocations; so may all of ``[surface]``, and ``[paths]`` may be added."""
 
 
@@ -152,8 +152,8 @@ def _refuse_changes(path: Path, config: RunConfig) -> None:
     if changed:
         raise ConfigError(
             f"{path} holds a run that was asked for differently: {', '.join(sorted(set(changed)))} changed",
-            "restore the run file, or start a new run with --directory; only durations, paths.n_paths and [surface] may change, "
-            "and [paths] may be added",
+            "restore the run file, or start a new run with --directory; only durations, paths.n_paths, paths.committor and [surface] may "
+            "change, and [paths] may be added",
         )
 
 

@@ -175,9 +175,11 @@ class ToyEngine:
         """Propagate a batch of walkers; see :class:`couloir.sampling.Engine` for the arguments.
 
         Harmonic and flat-bottom biases on coordinates (:class:`~couloir.cv.geometric.Coordinate`) or their linear
-        combinations without a period (:class:`~couloir.cv.composite.LinearCombination`), and stop regions of intervals
-        on them, run inside the compiled loop; any other CV, bias or region takes the same steps with the same random
-        numbers in NumPy, about a thousand times slower.  Overdamped trajectories and their ``last`` have no velocities.
+        combinations without a period (:class:`~couloir.cv.composite.LinearCombination`) run inside the compiled loop; so
+        do records of coordinates, any linear combinations and functions (:class:`~couloir.cv.composite.FunctionOfCVs`) of
+        such CVs, and stop regions of intervals on them.  Any other CV, bias (such as one along a function) or region takes
+        the same steps with the same random numbers in NumPy, about a thousand times slower.  A function may differ
+        between the two in its last digits.  Overdamped trajectories and their ``last`` have no velocities.
         """
         start, silent, record = as_states(states), record is None, record or ()
         biases, seeds = per_walker_biases(bias, len(start)), per_walker_seeds(seed, len(start))

@@ -124,7 +124,7 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
             _numpy_block(dynamics, task, active[rows], *mine)
         else:
             bias = (fast.along[active[rows]], fast.terms[active[rows]])
-            recorded = (fast.directions, fast.period, fast.low, fast.high)
+            recorded = (fast.directions, fast.period, *fast.programs, fast.low, fast.high, fast.takes_nan)
             toy_kernels.propagate_block(*dynamics.kernel_arguments(), *bias, *recorded, task.n_steps, task.per_frame, *mine)
 
     n_threads = 1 if fast is None else min(m, threads or available_cores())

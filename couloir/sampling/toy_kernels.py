@@ -240,6 +240,100 @@ def _along(direction: Array, x: Array) -> float:
     return value
 
 
+# --- functions of coordinates: programs that ``toy_programs`` writes ---------------------------------------------------
+
+OPERATIONS = (
+    "coordinate", "number", "copy", "wrap", "select",
+    "add", "subtract", "multiply", "divide", "power", "atan2", "min", "max",
+    "sqrt", "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "abs", "floor", "ceil", "step",
+)  # fmt: skip
+
+
+@_compiled
+def _of_one(code: int, a: float) -> float:
+    """An operation on one number; the numbers of ``code`` are places in OPERATIONS, here and below."""
+    if code == 13:
+        return np.sqrt(a)  # type: ignore[no-any-return]
+    if code == 14:
+        return np.exp(a)  # type: ignore[no-any-return]
+    if code == 15:
+        return np.log(a)  # type: ignore[no-any-return]
+    if code == 16:
+        return np.sin(a)  # type: ignore[no-any-return]
+    if code == 17:
+        return np.cos(a)  # type: ignore[no-any-return]
+    if code == 18:
+        return np.tan(a)  # type: ignore[no-any-return]
+    if code == 19:
+        return np.arcsin(a)  # type: ignore[no-any-return]
+    if code == 20:
+        return np.arccos(a)  # type: ignore[no-any-return]
+    if code == 21:
+        return np.arctan(a)  # type: ignore[no-any-return]
+    if code == 22:
+        return np.sinh(a)  # type: ignore[no-any-return]
+    if code == 23:
+        return np.cosh(a)  # type: ignore[no-any-return]
+    if code == 24:
+        return np.tanh(a)  # type: ignore[no-any-return]
+    if code == 25:
+        return abs(a)
+    if code == 26:
+        return np.floor(a)  # type: ignore[no-any-return]
+    if code == 27:
+        return np.ceil(a)  # type: ignore[no-any-return]
+    return 1.0 if a >= 0 else 0.0
+
+
+@_compiled
+def _of_two(code: int, a: float, b: float) -> float:
+    if code == 5:
+        return a + b
+    if code == 6:
+        return a - b
+    if code == 7:
+        return a * b
+    if code == 8:
+        return a / b
+    if code == 9:
+        return a**b  # type: ignore[no-any-return]
+    if code == 10:
+        return np.arctan2(a, b)  # type: ignore[no-any-return]
+    if code == 11:
+        return np.minimum(a, b)  # type: ignore[no-any-return]
+    return np.maximum(a, b)  # type: ignore[no-any-return]
+
+
+@_compiled
+def run_program(codes: Any, numbers: Array, first: int, last: int, x: Array, slots: Array) -> float:
+    """The value at coordinates x (n_dim,) of instructions ``first`` to ``last``; ``slots`` is room to work in."""
+    for k in range(first, last):
+        code, s, index = codes[k, 0], codes[k, 1], codes[k, 2]
+        if code >= 13:
+            slots[s] = _of_one(code, slots[s])
+        elif code >= 5:
+            slots[s] = _of_two(code, slots[s], slots[s + 1])
+        elif code == 0:
+            slots[s] = x[index]
+        elif code == 1:
+            slots[s] = numbers[k]
+        elif code == 2:
+            slots[s] = slots[index]
+        elif code == 3:
+            slots[s] = _wrapped(slots[s], numbers[k])
+        else:  # what is not a number selects the first, as in NumPy
+            slots[s] = slots[s + 1] if slots[s] != 0 else slots[s + 2]
+    return slots[0]  # type: ignore[no-any-return]
+
+
+@_compiled
+def _run_programs(starts: Any, codes: Any, numbers: Array, x: Array, slots: Array, values: Array) -> None:
+    """Write the values of the CVs that have a program."""
+    for k in range(len(values)):
+        if starts[k] < starts[k + 1]:
+            values[k] = run_program(codes, numbers, starts[k], starts[k + 1], x, slots)
+
+
 @_compiled
 def _force(kind: int, p: Array, x: Array, driven: Any, drift: Array, along: Array, terms: Array, f: Array) -> float:
     """Write the force with biases and drift to f; return the potential energy (without them)."""
@@ -257,11 +351,12 @@ def _force(kind: int, p: Array, x: Array, driven: Any, drift: Array, along: Arra
 
 
 @_compiled
-def _inside(values: Array, low: Array, high: Array) -> bool:
+def _inside(values: Array, low: Array, high: Array, takes_nan: Any) -> bool:
     for b in range(len(low)):
         inside = True
         for c in range(len(values)):
-            if not low[b, c] <= values[c] <= high[b, c]:
+            value = values[c]
+            if value < low[b, c] or value > high[b, c] or (math.isnan(value) and not takes_nan[b, c]):
                 inside = False
                 break
         if inside:
@@ -272,19 +367,21 @@ def _inside(values: Array, low: Array, high: Array) -> bool:
 @_compiled
 def propagate_block(
     kind: int, p: Array, periods: Array, driven: Any, drift: Array, underdamped: bool, coefficients: Array,
-    along: Array, terms: Array, directions: Array, cv_period: Array, low: Array, high: Array,
-    n_steps: int, per_frame: int, x: Array, v: Array, rng: Any, left: Any, finished: Any, done: Any,
+    along: Array, terms: Array, directions: Array, cv_period: Array, starts: Any, codes: Any, numbers: Array,
+    low: Array, high: Array, takes_nan: Any, n_steps: int, per_frame: int,
+    x: Array, v: Array, rng: Any, left: Any, finished: Any, done: Any,
     values: Array, energies: Array, frames: Array, frame_velocities: Array,
 ) -> None:  # fmt: skip
     """Advance walkers by up to ``energies.shape[1]`` records, at most ``left``, of ``n_steps`` steps; see ``ToyEngine``.
 
     ``finished``: 0 goes on, 1 entered one of the stop boxes, 2 stopped being finite (x and v stay at the last record).
     ``done``: number of records written.  ``coefficients`` rows, per coordinate: overdamped (mobility dt, noise
-    sqrt(dt)); underdamped BAOAB (dt/2m, dt/2, exp(-friction dt), width of the O step).
+    sqrt(dt)); underdamped BAOAB (dt/2m, dt/2, exp(-friction dt), width of the O step).  A CV is the combination
+    ``directions`` of coordinates, or its program where it has one: instructions ``starts[k]`` to ``starts[k + 1]``.
     """
     n_dim = x.shape[1]
     f, y, u = np.empty(n_dim), np.empty(n_dim), np.empty(n_dim)
-    c = coefficients
+    c, slots = coefficients, np.empty(len(codes))  # no program needs more slots than it has instructions
     for w in range(len(x)):
         y[:] = x[w]
         u[:] = v[w]
@@ -315,11 +412,13 @@ def propagate_block(
             energies[w, r] = energy
             for k in range(len(directions)):
                 values[w, r, k] = _wrapped(_along(directions[k], y), cv_period[k])
+            if len(codes):
+                _run_programs(starts, codes, numbers, y, slots, values[w, r])
             if per_frame > 0 and (r + 1) % per_frame == 0:
                 frames[w, (r + 1) // per_frame - 1] = y
                 if len(frame_velocities):
                     frame_velocities[w, (r + 1) // per_frame - 1] = u
             done[w] = r + 1
-            if _inside(values[w, r], low, high):
+            if _inside(values[w, r], low, high, takes_nan):
                 finished[w] = 1
                 break

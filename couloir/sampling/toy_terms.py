@@ -1,4 +1,4 @@
-"""What the compiled toy loop needs of biases, CVs and regions: directions in the space of coordinates, numbers and boxes."""
+"""What the compiled toy loop needs of biases, CVs and regions: directions in the space of coordinates, programs, and boxes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
+import numpy.typing as npt
 
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.bias import Bias, FlatBottom, HarmonicBias, SumOfBiases
@@ -14,11 +15,14 @@ from couloir.cv.composite import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.cv.region import Interval, Region, _Both, _Either, _Not
 from couloir.errors import DataError, nearest
+from couloir.sampling.toy_programs import coordinate_index, packed, program_of
 from couloir.trajectory import Array
 
 _MAX_BOXES = 64
 
-Box = dict[int, tuple[float, float]]
+Ints = npt.NDArray[np.int64]
+Limits = tuple[float, float, bool]  # low, high, and whether a value that is not a number counts as inside
+Box = dict[int, Limits]
 Term = tuple[Array, tuple[float, float, float, float]]  # direction; centre, force constant, half width, period (0: none)
 
 
@@ -32,44 +36,59 @@ class Compiled:
     terms : (n_walkers, n_terms, 4) centre, force constant, half width and period (0: none).
     directions : (n_cvs, n_dim) coefficients over the coordinates of each CV; a coordinate itself is a unit vector.
     period : (n_cvs,) period of each CV (0: none).
+    programs : of the CVs that are not linear, as :func:`couloir.sampling.toy_programs.packed` gives them; empty for the others.
     low, high : (n_boxes, n_cvs) the stop region as a union of boxes.
+    takes_nan : (n_boxes, n_cvs) whether a CV that is not a number is inside: it is in no interval, so it is outside all.
     """
 
     along: Array
     terms: Array
     directions: Array
     period: Array
+    programs: tuple[Ints, Ints, Array]
     low: Array
     high: Array
+    takes_nan: npt.NDArray[np.bool_]
 
 
 def compile_walkers(cvs: Sequence[CollectiveVariable], biases: Sequence[Bias | None], stop: Region | None, n_dim: int) -> Compiled | None:
-    """Return biases, CVs and stop region as arrays, or None when one of them is not linear in the coordinates.
+    """Return biases, CVs and stop region as arrays, or None when the compiled loop does not know one of them.
+
+    It knows biases along CVs that are linear in the coordinates, and records and stop regions of CVs that are linear in
+    them or functions of such CVs.
 
     Raises
     ------
     DataError : a CV reads a coordinate that does not exist.
     """
     found = [_direction(cv, n_dim) for cv in cvs]
-    directions = [direction for direction in found if direction is not None]
-    if len(directions) < len(cvs):
+    programs = [program_of(cv, n_dim) if direction is None else [] for cv, direction in zip(cvs, found, strict=True)]
+    written = [program for program in programs if program is not None]
+    if len(written) < len(cvs):
         return None
-    rows = [_terms(one, {cv.name: direction for cv, direction in zip(cvs, directions, strict=True)}) for one in biases]
+    rows = [_terms(one, {cv.name: direction for cv, direction in zip(cvs, found, strict=True) if direction is not None}) for one in biases]
     boxes = [] if stop is None else _boxes(stop, {cv.name: i for i, cv in enumerate(cvs)})
     known = [row for row in rows if row is not None]
     if boxes is None or len(known) < len(rows):
         return None
-    low, high = np.full((len(boxes), len(cvs)), -np.inf), np.full((len(boxes), len(cvs)), np.inf)
-    for b, box in enumerate(boxes):
-        for c, limits in box.items():
-            low[b, c], high[b, c] = limits
     width = max(len(row) for row in known)
     along, terms = np.zeros((len(known), width, n_dim)), np.zeros((len(known), width, 4))
     for w, row in enumerate(known):
         for t, (direction, constants) in enumerate(row):
             along[w, t], terms[w, t] = direction, constants
+    directions = np.array([np.zeros(n_dim) if direction is None else direction for direction in found]).reshape(len(cvs), n_dim)
     period = np.array([cv.period or 0.0 for cv in cvs])
-    return Compiled(along, terms, np.array(directions).reshape(len(cvs), n_dim), period, low, high)
+    return Compiled(along, terms, directions, period, packed(written), *_limits(boxes, len(cvs)))
+
+
+def _limits(boxes: list[Box], n_cvs: int) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
+    """Boxes as ``low``, ``high`` and ``takes_nan`` of :class:`Compiled`."""
+    low, high = np.full((len(boxes), n_cvs), -np.inf), np.full((len(boxes), n_cvs), np.inf)
+    takes_nan = np.ones(low.shape, dtype=np.bool_)
+    for b, box in enumerate(boxes):
+        for c, limits in box.items():
+            low[b, c], high[b, c], takes_nan[b, c] = limits
+    return low, high, takes_nan
 
 
 def check_biases(biases: Sequence[Bias | None], record: Sequence[CollectiveVariable]) -> None:
@@ -106,9 +125,7 @@ def biases_on(biases: Sequence[Bias | None], record: Sequence[CollectiveVariable
 def _direction(cv: CollectiveVariable, n_dim: int) -> Array | None:
     """A CV as coefficients (n_dim,) over the coordinates, or None when it is not linear in them or wraps their sum."""
     if isinstance(cv, Coordinate):
-        if cv.index >= n_dim:
-            raise DataError(f"the CV {cv.name!r} reads coordinate {cv.index}, but there are {n_dim}", f"use 0 ... {n_dim - 1}")
-        return np.asarray(np.eye(n_dim)[cv.index])
+        return np.asarray(np.eye(n_dim)[coordinate_index(cv, n_dim)])
     if not isinstance(cv, LinearCombination):
         return None
     parts = [_direction(part, n_dim) for part in cv.cvs]
@@ -118,9 +135,11 @@ def _direction(cv: CollectiveVariable, n_dim: int) -> Array | None:
 
 
 def _terms(bias: Bias | None, linear: dict[str, Array]) -> list[Term] | None:
-    """A bias as terms along the directions ``linear`` of its CVs, or None when it is of another kind."""
+    """A bias as terms along the directions ``linear`` of its CVs, or None when it is of another kind or along another CV."""
     if bias is None:
         return []
+    if any(name not in linear for name in bias.names):
+        return None
     if isinstance(bias, SumOfBiases):
         parts = [_terms(term, linear) for term in bias.terms]
         return None if any(p is None for p in parts) else [row for p in parts if p is not None for row in p]
@@ -140,11 +159,12 @@ def _boxes(region: Region, column: dict[str, int], outside: bool = False) -> lis
         c, low, high = column[region.cv.name], region.low, region.high
         arc = region.cv.period is not None and low > high
         if not outside:
-            return [{c: (low, np.inf)}, {c: (-np.inf, high)}] if arc else [{c: (low, high)}]
+            return [{c: (low, np.inf, False)}, {c: (-np.inf, high, False)}] if arc else [{c: (low, high, False)}]
         below, above = float(np.nextafter(low, -np.inf)), float(np.nextafter(high, np.inf))
         if arc:
-            return [{c: (above, below)}]
-        return [{c: (-np.inf, below)}] * bool(low > -np.inf) + [{c: (above, np.inf)}] * bool(high < np.inf)
+            return [{c: (above, below, True)}]
+        sides: list[Box] = [{c: (-np.inf, below, True)}] * bool(low > -np.inf) + [{c: (above, np.inf, True)}] * bool(high < np.inf)
+        return sides or [{c: (np.inf, -np.inf, True)}]  # only what is not a number is outside all numbers
     if not isinstance(region, (_Both, _Either)):
         return None
     a, b = _boxes(region.a, column, outside), _boxes(region.b, column, outside)
@@ -155,8 +175,8 @@ def _boxes(region: Region, column: dict[str, int], outside: bool = False) -> lis
     return [reduce(_meet, one.items(), other) for one in a for other in b]
 
 
-def _meet(box: Box, side: tuple[int, tuple[float, float]]) -> Box:
+def _meet(box: Box, side: tuple[int, Limits]) -> Box:
     """The part of ``box`` with one CV between two limits."""
-    c, (low, high) = side
-    have = box.get(c, (-np.inf, np.inf))
-    return {**box, c: (max(low, have[0]), min(high, have[1]))}
+    c, (low, high, takes_nan) = side
+    have = box.get(c, (-np.inf, np.inf, True))
+    return {**box, c: (max(low, have[0]), min(high, have[1]), takes_nan and have[2])}

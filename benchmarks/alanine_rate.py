@@ -15,7 +15,6 @@ All are kept in ``runs/`` and go on from there.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from benchmarks.systems.alanine_phi import Crossings
 from couloir.analysis import PathEnsemble, reweighted_paths
 from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.reweighted_paths import ReweightedPaths
+from couloir.errors import Finding
 from couloir.paths_stage import about_first
 from couloir.pipeline import execute
 from couloir.run import Run
@@ -38,6 +38,8 @@ from couloir.sampling.openmm_engine import OpenMMEngine
 RUN_FILE = Path(__file__).parent / "systems" / "alanine_phi.toml"
 N_BINS, KNOWN, HIGHEST = 72, 1.0, 16.0
 """Cells of 5 degrees along phi; kT, the largest error of what counts as known; kT, above which no path of these ensembles goes."""
+ARRAYS = ("interfaces", "ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b", "stride", "force_evaluations")
+"""What is kept of interface samples, besides phi along paths."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Scale:
     brute: tuple[float, float]
 
 
-SCALES = {"small": Scale(300, 8, (50.0, 50.0)), "paper": Scale(1500, 8, (300.0, 700.0))}
+SCALES = {"small": Scale(300, 8, (50.0, 50.0)), "paper": Scale(1000, 8, (300.0, 700.0))}
 
 
 def paths() -> tuple[PathEnsemble, int]:
@@ -61,13 +63,28 @@ def paths() -> tuple[PathEnsemble, int]:
         return PathEnsemble.load(run.path / "results" / "paths.npz"), int(about["force_evaluations"])
 
 
-def sampled(md: OpenMMEngine, given: PathEnsemble, size: Scale, sign: float) -> InterfaceSamples:
-    """Return interface sampling from A, or with ``sign=-1`` from B, with phi along every path."""
+def sampled(md: OpenMMEngine, given: PathEnsemble, scale: str, sign: float) -> InterfaceSamples:
+    """Return interface sampling from A, or with ``sign=-1`` from B, with phi along every path; kept in a file."""
     a, b = system.states(md, sign)
-    settings: dict[str, Any] = {"along": system.progress(md, sign), "seed": 2, "name": "from A" if sign > 0 else "from B"}
-    sampling = TransitionInterfaceSampling.from_paths(given, md, a, b, max_duration=system.LONGEST, **settings)
-    samples: InterfaceSamples = sampling.run(n_cycles=size.cycles, seed=3, n_sets=size.sets, record=[system.torsion(md)])
-    return samples
+    name = "from A" if sign > 0 else "from B"
+    file = system.RUNS / f"alanine_rate_{scale}_{name.replace(' ', '_')}.npz"
+    if not file.exists():
+        sampling = TransitionInterfaceSampling.from_paths(
+            given, md, a, b, along=system.progress(md, sign), seed=2, name=name, max_duration=system.LONGEST
+        )
+        size = SCALES[scale]
+        samples = sampling.run(n_cycles=size.cycles, seed=3, n_sets=size.sets, record=[system.torsion(md)])
+        print(samples, samples.rate, sep="\n", flush=True)
+        fields = {key: getattr(samples, key) for key in ARRAYS}
+        told = np.array([(f.code, f.message, f.fix or "") for f in samples.findings], dtype=str).reshape(-1, 3)
+        np.savez_compressed(file, **fields, phi=np.concatenate(samples.series["phi"]).astype(np.float32), findings=told)
+    with np.load(file) as data:
+        kept: dict[str, Any] = {key: data[key] for key in ARRAYS}
+        phi = np.split(data["phi"].astype(float), np.cumsum(kept["length"])[:-1])
+        findings = tuple(Finding(*map(str, row)) for row in data["findings"])
+    kept |= {"stride": float(kept["stride"]), "force_evaluations": int(kept["force_evaluations"])}
+    angle: dict[str, Any] = {"series": {"phi": tuple(phi)}, "periods": {"phi": 2 * np.pi}, "units": {"phi": "rad"}}
+    return InterfaceSamples(along=system.progress(md, sign).name, unit="rad", findings=findings, **kept, **angle)
 
 
 def of_paths(found: PathEnsemble, before: int, per_transition: float) -> list[Row]:
@@ -139,24 +156,19 @@ def main() -> None:
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     scale = parser.parse_args().scale
     size, md = SCALES[scale], system.engine()
-    brute = tuple(system.brute_force(begin, round(1000 * ns / system.CHUNK)) for begin, ns in zip("ab", size.brute, strict=True))
-    ratio = populations()
-    back = brute[0][1] + brute[1][1]
     given, before = paths()
-    rows = of_paths(given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP))
-    begin = time.perf_counter()
-    sides = [sampled(md, given, size, sign) for sign in (1.0, -1.0)]
-    for side in sides:
-        print(side, side.rate, sep="\n", flush=True)
+    sides = [sampled(md, given, scale, sign) for sign in (-1.0, 1.0)][::-1]
     both = reweighted_paths(*sides)
     print(*both.findings, sep="\n")
+    brute = tuple(system.brute_force(begin, round(1000 * ns / system.CHUNK)) for begin, ns in zip("ab", size.brute, strict=True))
+    ratio, back = populations(), brute[0][1] + brute[1][1]
+    rows = of_paths(given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP))
     rows += [*of_rates(both, brute, ratio), *of_surface(both)]
     rows.append(Row("population of A from paths", both.population.value, "", both.population.standard_error,
                     peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip
     spent = sum(side.force_evaluations for side in sides)
     simulated = sum(c.time for part in brute for c in part) / system.TIME_STEP
     rows.append(Row("force evaluations of interface sampling, both ways", spent, "", peer="of brute force", peer_value=simulated))
-    rows.append(Row("wall clock of it", time.perf_counter() - begin, "s"))
     write_results("alanine_rate", rows, scale=scale)
 
 

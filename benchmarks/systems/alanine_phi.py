@@ -2,7 +2,8 @@
 
 ff14SB, OBC2, 300 K, Langevin dynamics (1/ps, 4 fs, hydrogens of 3 amu, bonds to hydrogen rigid); phi is looked at every 0.02 ps.
 The order parameter is phi, cut open at phi = 120 degrees, where the free energy is 23 kT: a state is all that lies on one side.
-A is everything below phi = -0.9 rad (C5, C7eq and alpha-R), B everything above 0.7 rad (alpha-L).
+A is everything below phi = -0.7 rad (C5, C7eq and alpha-R), B everything above 0.55 rad (alpha-L).  Both limits lie about 4 kT above
+their minima: a system stays for some 10 ps before it looks out, long enough to forget where in psi it came from.
 
 Simulations are kept in files of 2.5 ns and go on from the last file there is.
 """
@@ -24,7 +25,7 @@ from couloir.trajectory import Array, State
 TEMPERATURE, TIME_STEP, STRIDE = 300.0, 0.004, 0.02
 """K; ps; ps between two looks at phi."""
 CUT = 2.0 * np.pi / 3.0
-LIMITS = (-0.9, 0.7)
+LIMITS = (-0.7, 0.55)
 """rad; A is below, B above."""
 LONGEST = 2000.0
 """ps; time that a path may take at most."""

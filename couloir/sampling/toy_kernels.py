@@ -242,6 +242,7 @@ def _along(direction: Array, x: Array) -> float:
 
 # --- functions of coordinates: programs that ``toy_programs`` writes ---------------------------------------------------
 
+# in three groups, which ``run_program`` tells apart by number: on slots, from 5 on two operands, from 13 on one
 OPERATIONS = (
     "coordinate", "number", "copy", "wrap", "select",
     "add", "subtract", "multiply", "divide", "power", "atan2", "min", "max",

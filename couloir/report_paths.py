@@ -63,7 +63,8 @@ def write_paths(page: Page, data: RunData) -> None:
     page.add(web.grid(*drawn))
     found = stored_candidates(data.run)
     if found is not None:
-        _write_candidates(page, found, _shown(data))
+        asked = data.run.config.paths.committor if data.run.config.paths is not None else None
+        _write_candidates(page, found, asked or len(found), _shown(data))
     counts = [(name, n) for name, n in first["counts"].items()]
     rows = [("how", first["how"].replace("_", " ")), ("paths", first["n"]), ("force evaluations", first["force_evaluations"])]
     page.add(web.details("First paths", web.facts(rows) + web.table(("what became of shots", "number"), counts)))
@@ -87,12 +88,13 @@ def _said(paths: PathEnsemble, searching: int) -> str:
     )
 
 
-def _write_candidates(page: Page, found: Candidates, cvs: list[CollectiveVariable]) -> None:
+def _write_candidates(page: Page, found: Candidates, asked: int, cvs: list[CollectiveVariable]) -> None:
     near = len(found.transition_states)
+    fewer = f" (there are no more, {asked} were asked for)" if len(found) < asked else ""
     page.add(
         web.paragraph(
-            f"Candidates for transition states: {len(found)} shooting frames of accepted moves. {found.n_shots.sum()} shots "
-            f"({found.force_evaluations} force evaluations) say how often each reaches B before A. This committor p_B lies "
+            f"Candidates for transition states: {len(found)} shooting frames of accepted moves{fewer}. {found.n_shots.sum()} "
+            f"shots ({found.force_evaluations} force evaluations) say how often each reaches B before A. This committor p_B lies "
             f"between 1/4 and 3/4 for {near} of them: transition states. All are in results/committor.csv, results/transition_states.npz."
         ),
         web.grid(*(page.vector(committor_figure(found, cv), f"p_B of candidates along {cv.name}, one standard error.") for cv in cvs)),

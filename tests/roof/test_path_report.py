@@ -171,6 +171,8 @@ def test_shots_are_made_once_and_again_for_more_candidates(tmp_path, shots):
     again = candidates(tmp_path)
     for name, values in first.items():
         np.testing.assert_array_equal(again[name], values)
+    assert run(tmp_path, short.replace("n_paths = 30", "n_paths = 40") + "committor = 4\n") == 0
+    assert shots == [4, 6, 4, 4]  # other paths have other candidates
 
 
 def test_interrupted_while_it_shoots_it_comes_to_the_same(tmp_path, monkeypatch):

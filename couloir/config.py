@@ -205,6 +205,22 @@ class PathsTable(_Table):
         return self
 
 
+class RatesTable(_Table):
+    """``[rates]``: rates from A to B and back, by interface sampling that starts from the paths of ``[paths]``."""
+
+    along: str
+    relative_error: Annotated[float, Field(gt=0)] = 0.2
+    n_cycles: PositiveInt = 20_000
+    n_sets: PositiveInt = 4
+    record: tuple[str, ...] | None = None
+    max_duration: Time | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, data: Any) -> Any:
+        return {**data, "record": [data["record"]]} if isinstance(data, dict) and isinstance(data.get("record"), str) else data
+
+
 class SurfaceTable(_Table):
     """``[surface]``: which surfaces, by which estimator; basins by name for barriers and differences."""
 
@@ -246,6 +262,7 @@ class RunConfig(_Table):
     model: ModelTable | None = None
     umbrella: UmbrellaTable | None = None
     paths: PathsTable | None = None
+    rates: RatesTable | None = None
     surface: SurfaceTable = SurfaceTable()
 
     @model_validator(mode="after")
@@ -253,6 +270,8 @@ class RunConfig(_Table):
         for where, name in self._cv_references():
             if name not in self.cv:
                 raise ValueError(f"{where} names the unknown CV {name!r}{nearest(name, self.cv)}")
+        if self.rates is not None and self.paths is None:
+            raise ValueError("[rates] starts from reactive paths, and there is no [paths]: add it, with from, to and n_paths")
         if self.umbrella is None and self.explore is None and self.paths is None:
             raise ValueError("there is nothing to do: add [umbrella], [paths], or [explore] for unbiased dynamics alone")
         inpainting = self.paths is not None and self.paths.first_path == "inpainting"
@@ -280,6 +299,8 @@ class RunConfig(_Table):
             out += [("umbrella.record", name) for name in self.umbrella.record or ()]
         if self.model is not None and self.model.label is not None:
             out.append(("model.label", self.model.label))
+        if self.rates is not None:
+            out += [("rates.along", self.rates.along), *(("rates.record", name) for name in self.rates.record or ())]
         for entry in self.surface.along:
             out += [("surface.along", name) for name in ([entry] if isinstance(entry, str) else entry)]
         return out
@@ -345,7 +366,7 @@ def _table_of(location: Sequence[str | int]) -> type[BaseModel] | None:
         return RunConfig
     tables: dict[str, type[BaseModel]] = {
         "system": SystemTable, "engine": EngineTable, "explore": ExploreTable, "model": ModelTable,
-        "umbrella": UmbrellaTable, "paths": PathsTable, "surface": SurfaceTable,
+        "umbrella": UmbrellaTable, "paths": PathsTable, "rates": RatesTable, "surface": SurfaceTable,
     }  # fmt: skip
     if list(location[:2]) == ["paths", "model"] and len(location) > 2:
         return PathModelTable

@@ -1,4 +1,4 @@
-"""The stages behind ``couloir run``: system -> unbiased dynamics -> model -> seeds -> windows -> surfaces -> paths -> report.
+"""The stages behind ``couloir run``: system -> unbiased dynamics -> model -> seeds -> windows -> surfaces -> paths -> rates -> report.
 
 Every stage writes to the run's store (or, a model, to its folder) in atomic steps and starts by looking at what is
 there, so the same call finishes a run from wherever it was interrupted.
@@ -21,6 +21,7 @@ from couloir.errors import ConfigError, CouloirError
 from couloir.paths_stage import read_files, sample_paths
 from couloir.placement import placed_windows
 from couloir.preflight import check, check_model
+from couloir.rates_stage import sample_rates
 from couloir.run import Run, provenance, write_json
 from couloir.sampling.chunks import ChunkedRun, record_steps
 from couloir.sampling.dragging import dragged_seeds
@@ -69,7 +70,10 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
             surfaces = make_surfaces(run, samples, cvs, say)
     if run.config.paths is not None:
         with _timed(run, "paths"):
-            sample_paths(run, engine, start, cvs, explored, say)
+            paths = sample_paths(run, engine, start, cvs, explored, say)
+        if run.config.rates is not None:
+            with _timed(run, "rates"):
+                sample_rates(run, engine, paths, cvs, say)
     run.store["finished"] = True
     return surfaces
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from couloir.build import stand_in
-from couloir.config import PathsTable, RunConfig
+from couloir.config import PathsTable, RatesTable, RunConfig
 from couloir.cv import CollectiveVariable, Region
 from couloir.cv.geometric import Coordinate
 from couloir.errors import ConfigError, CouloirError, nearest
+from couloir.paths_stage import STRIDE_STEPS
+from couloir.rates_stage import limits_of
 from couloir.sampling.engine import steps
 from couloir.sampling.guides import place_in
 
@@ -41,6 +43,8 @@ def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable])
         _check_surfaces(config, everything)
     if config.paths is not None:
         _check_paths(config.paths, everything, engine)
+    if config.paths is not None and config.rates is not None:
+        _check_rates(config.paths, config.rates, everything, engine)
 
 
 def check_model(representation: Any, labels: Sequence[CollectiveVariable]) -> None:
@@ -90,6 +94,17 @@ def _check_paths(table: PathsTable, cvs: Mapping[str, CollectiveVariable], engin
         )
     if table.first_path == "inpainting" and engine.topology is None and any(p is not None for p in engine.potential.periods):
         raise ConfigError('paths.first_path = "inpainting" cannot generate coordinates with a period', 'set first_path = "steered"')
+
+
+def _check_rates(paths: PathsTable, rates: RatesTable, cvs: Mapping[str, CollectiveVariable], engine: Any) -> None:
+    texts = paths.region_a, paths.region_b
+    limits_of(Region.parse(texts[0], cvs), Region.parse(texts[1], cvs), cvs[rates.along], texts)
+    stride = paths.stride or STRIDE_STEPS * engine.time_step
+    if rates.max_duration is not None and rates.max_duration < 4 * stride:
+        raise ConfigError(
+            f"rates.max_duration = {rates.max_duration:g} ps holds no path of frames every {stride:g} ps",
+            "raise it, or lower paths.stride",
+        )
 
 
 def _naming(where: str, function: Any, *arguments: Any) -> Any:

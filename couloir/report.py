@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from couloir import report_html as web
-from couloir import report_paths
+from couloir import report_paths, report_rates
 from couloir import report_sections as sections
 from couloir.analysis import free_energy_surface
 from couloir.analysis.samples import BiasedSamples
@@ -76,6 +76,8 @@ def _page(data: RunData) -> Page:
         ]
     if data.run.config.paths is not None:
         written.append(("paths", "Reactive paths", report_paths.write_paths))
+    if data.run.config.rates is not None:
+        written.append(("rates", "Rates", report_rates.write_rates))
     for name, title, write in [*written, ("provenance", "Provenance", _provenance)]:
         page.heading(name, title)
         try:
@@ -105,8 +107,8 @@ def _summary(page: Page, data: RunData) -> None:
     unbiased = data.explored.duration if data.explored is not None else 0.0
     total = unbiased + data.sampled
     answers = [line for surface in data.surfaces for line in _answers(surface)]
-    told = report_paths.answer(data)
-    answers = answers if not told else [*answers[:1], told, *answers[1:]]
+    told = [line for line in (report_rates.answer(data), report_paths.answer(data)) if line]
+    answers = [*answers[:1], *told, *answers[1:]]
     state = (
         '<span class="badge">finished</span>' if data.finished else '<span class="badge partial">partial: the run is not finished</span>'
     )
@@ -115,9 +117,12 @@ def _summary(page: Page, data: RunData) -> None:
         [f"umbrella windows along {', '.join(data.along)}"] if data.along else ["unbiased dynamics"] if data.explored is not None else []
     )
     methods += ["transition path sampling"] if data.run.config.paths is not None else []
+    methods += ["interface sampling"] if data.run.config.rates is not None else []
     method = " and ".join(methods) or "unbiased dynamics"
     if data.paths is not None:
         total += data.paths.force_evaluations * data.engine.time_step
+    if data.rates is not None and data.engine is not None:
+        total += data.rates["force_evaluations"] * data.engine.time_step
     text = f"{_system_name(data)} at {thermal}: {method}, {duration(total)} simulated in total."
     note = " (± one standard error)" if answers else ""
     page.add(web.paragraph(text + "".join(f" {line}." for line in answers[:2]) + note, "answer"))

@@ -19,6 +19,7 @@ from couloir.cv import CollectiveVariable, Region, wrap
 from couloir.cv.bias import HarmonicBias, bias_from_dict
 from couloir.errors import CouloirError, DataError, Finding
 from couloir.paths_stage import about_first, stored_paths
+from couloir.rates_stage import saved_rates
 from couloir.run import Run
 from couloir.sampling.seeds import Seeds, load_seeds
 from couloir.sampling.umbrella import stored_exchange
@@ -78,6 +79,7 @@ class RunData:
     notes : what could not be read, and why.
     paths : reactive paths sampled so far; None before the first step, or when none were asked for.
     first_paths : how the paths that chains were started from came about; None before they were found.
+    rates : what ``results/rates.json`` holds; None before.
     """
 
     run: Run
@@ -96,6 +98,7 @@ class RunData:
     notes: tuple[str, ...] = ()
     paths: PathEnsemble | None = None
     first_paths: dict[str, Any] | None = None
+    rates: dict[str, Any] | None = None
 
     @property
     def topology(self) -> mdtraj.Topology | None:
@@ -151,10 +154,11 @@ def read_run(run: Run) -> RunData:
         surfaces = _surfaces(run, cvs, kept, stale, notes)
     exchange = read_exchange(run, dict(zip(samples.names, samples.units, strict=True))) if samples is not None else None
     paths = _try(notes, "paths", lambda: stored_paths(run, engine)) if engine is not None and run.config.paths is not None else None
+    rates = _try(notes, "rates", lambda: saved_rates(run)) if run.config.rates is not None else None
     findings = _findings(run, seeds, samples, exchange, surfaces) + (tuple(paths.diagnose()) if paths is not None else ())
     return RunData(
         run, finished and not stale, engine, cvs, explored, seeds, samples, kept, table, exchange, surfaces, stale, findings, tuple(notes),
-        paths, about_first(run),
+        paths, about_first(run), rates,
     )  # fmt: skip
 
 

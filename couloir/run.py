@@ -21,8 +21,9 @@ from couloir.config import RunConfig, read_config
 from couloir.errors import ConfigError, Finding, StoreError
 from couloir.store import Store
 
-_FREE = {"umbrella": {"duration", "until", "max_duration"}, "engine": {"workers"}, "paths": {"n_paths", "committor"}}
-"""Settings that may change between invocations; so may all of ``[surface]``, and ``[paths]`` may be added."""
+_FREE = {"umbrella": {"duration", "until", "max_duration"}, "engine": {"workers"}, "paths": {"n_paths", "committor"},
+         "rates": {"relative_error", "n_cycles", "record"}}  # fmt: skip
+"""Settings that may change between invocations; so may all of ``[surface]``, and ``[paths]`` and ``[rates]`` may be added."""
 
 
 class Run:
@@ -137,8 +138,9 @@ def _refuse_changes(path: Path, config: RunConfig) -> None:
     if not previous.exists():
         return
     old, new = (c.model_dump(mode="json", exclude={"surface"}, by_alias=True) for c in (read_config(previous), config))
-    if old["paths"] is None:  # nothing that was sampled depends on paths
-        old["paths"] = new["paths"]
+    for table in ("paths", "rates"):  # nothing that was sampled before depends on these
+        if old[table] is None:
+            old[table] = new[table]
     changed = [
         f"{table}.{key}" if key else table
         for table in old
@@ -152,8 +154,8 @@ def _refuse_changes(path: Path, config: RunConfig) -> None:
     if changed:
         raise ConfigError(
             f"{path} holds a run that was asked for differently: {', '.join(sorted(set(changed)))} changed",
-            "restore the run file, or start a new run with --directory; only durations, paths.n_paths, paths.committor and [surface] may "
-            "change, and [paths] may be added",
+            "restore the run file, or start a new run with --directory; only durations, paths.n_paths, paths.committor, how well "
+            "[rates] are to be known, rates.record and [surface] may change, and [paths] and [rates] may be added",
         )
 
 

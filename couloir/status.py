@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from couloir.analysis.exchange import findings_that_matter
 from couloir.errors import Finding
 from couloir.paths_stage import about_first, stored_steps
+from couloir.rates_stage import finished, saved_rates, stored_cycles, summary
 from couloir.run import Run
 from couloir.store import text_value
 
@@ -20,7 +21,7 @@ Row = tuple[str, str, str]
 
 _TIMINGS = {
     "explore": ("explore",), "model": ("model",), "seeds": ("seeding",), "umbrella": ("placement", "umbrella"), "surfaces": ("analysis",),
-    "paths": ("paths",), "report": ("report",),
+    "paths": ("paths",), "rates": ("rates",), "report": ("report",),
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def status_table(run: Run) -> Table:
         _umbrella(run, exchange),
         _surfaces(run),
         _paths(run),
+        _rates(run),
         _report(run),
     ):
         seconds = sum(timings.get(name, 0.0) for name in _TIMINGS[stage])
@@ -137,6 +139,19 @@ def _paths(run: Run) -> Row:
     chains = f"{table.n_chains} chains x {steps} steps"
     what = f"{first['n']} first paths ({first['how']}); {chains}, {table.n_paths} paths without a frame of these asked for"
     return "paths", "done" if run.store.get("paths/done") == table.n_paths else "in progress", what
+
+
+def _rates(run: Run) -> Row:
+    table = run.config.rates
+    if table is None:
+        return "rates", "not asked for", ""
+    from_a, from_b = stored_cycles(run)
+    what = f"{from_a} cycles from A, {from_b} from B; until the error of ln k is {table.relative_error:g}, at most {table.n_cycles} cycles"
+    done = finished(run)
+    found = saved_rates(run) if done else None
+    if found is not None:
+        what = f"{summary(found).removeprefix('rates: ')}; {from_a} cycles from A, {from_b} from B"
+    return "rates", "done" if done else "in progress" if run.store.series("rates") else "waiting", what
 
 
 def _report(run: Run) -> Row:

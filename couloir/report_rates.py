@@ -1,0 +1,212 @@
+"""The section of a report on rates, and its figures: crossing probabilities, and free energy and committor from weighted paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from couloir import report_html as web
+from couloir.analysis.plots import label, plot_surface
+from couloir.analysis.surface import FreeEnergySurface
+from couloir.errors import DataError
+from couloir.rates_stage import finished, recorded, stored_cycles
+from couloir.report_data import RunData
+from couloir.report_figures import COLORS, LINE, new
+from couloir.report_html import Page
+from couloir.trajectory import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WAYS = {"from_a": "A to B", "from_b": "B to A"}
+_OTHER = "#c8553d"  # the umbrella surface beside that from paths
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A free energy from paths beside one from windows, along the same CV.
+
+    Attributes
+    ----------
+    shift : kJ/mol to add to the surface of windows so that the two agree best.
+    rms : root mean square difference in combined standard errors.
+    n_cells : how many cells were compared.
+    """
+
+    shift: float
+    rms: float
+    n_cells: int
+
+
+def write_rates(page: Page, data: RunData) -> None:
+    """Show both rates, how probable it is to reach each interface, and free energy and committor along recorded CVs."""
+    found = data.rates
+    if found is None:
+        cycles = stored_cycles(data.run)
+        text = f"No rates yet: {cycles[0]} cycles from A and {cycles[1]} from B are stored." if any(cycles) else "There are no rates yet."
+        page.add(web.paragraph(text, "soft"))
+        return
+    if not finished(data.run):
+        page.add(web.paragraph("These are the rates of an earlier request: what is asked for now is not finished.", "soft"))
+    header: tuple[str, ...] = ("", "k [1/ps]", "standard error", "95 % interval", "mean waiting time")
+    page.add(web.paragraph(_said(found)), web.table(header, _rates(found)))
+    text = "Probability that a path that leaves A (B) reaches a value of the order parameter before it returns; bars: 95 % intervals."
+    drawn, said = [page.vector(crossing_figure(found), text)], []
+    for name in recorded(data.run):
+        surface = FreeEnergySurface.load(data.run.path / "results" / f"path_free_energy_{name}.npz")
+        other = next((s for s in data.surfaces if s.names == surface.names), None)
+        compared = compare(surface, other) if other is not None else None
+        text = f"Free energy along {name} from weighted paths; the band is the 95 % interval."
+        if compared is not None:
+            text += " Beside it the surface of the windows, shifted to agree best."
+            said.append(web.paragraph(_agreement(name, compared)))
+        drawn.append(page.vector(surface_figure(surface, other if compared is not None else None, compared), text))
+        text = f"Committor along {name}: share of frames that go on to B before A, over all else; the band is the 95 % interval."
+        drawn.append(page.vector(committor_figure(*_committor(data, name), label(name, surface.units[0])), text))
+    page.add(web.grid(*drawn), *said)
+    header = ("", "flux [1/ps]", "P(other state)", "in the state [ps]", "out of it [ps]", "cycles", "sets", "force evaluations", "to place")
+    page.add(web.details("What the rates are made of", web.table(header, _parts(found))))
+    for key, way in _WAYS.items():
+        header = (f"interface along {found['along']}", "P(from the first)", "standard error", "P(next)", "standard error")
+        page.add(web.details(f"Interfaces from {way[0]}", web.table(header, _interfaces(found["sides"][key]))))
+
+
+def answer(data: RunData) -> str:
+    """Return the rates in one sentence; empty where there are none."""
+    if data.rates is None:
+        return ""
+    k = data.rates["rates"]
+    one, other = (f"{_short(k[key]['value'])} ± {_short(k[key]['standard_error'], 2)} 1/ps" for key in _WAYS)
+    return f"The rate from A to B is {one}, from B to A {other}"
+
+
+def _said(found: Mapping[str, Any]) -> str:
+    share, flux = found["population"], found["reactive_flux"]
+    return (
+        f"A is {found['from']}, B is {found['to']}. The system spends {_both(share)} of its time in A or on the way from it, and goes "
+        f"from A to B {_both(flux)} times per ps. {found['force_evaluations']} force evaluations were spent on the rates."
+    )
+
+
+def _rates(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for key, way in _WAYS.items():
+        k = found["rates"][key]
+        interval = f"{_short(k['low'])} to {_short(k['high'])}"
+        rows.append((way, _short(k["value"]), _short(k["standard_error"], 2), interval, web.duration(1 / k["value"]) if k["value"] else ""))
+    return rows
+
+
+def _parts(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for key, way in _WAYS.items():
+        side = found["sides"][key]
+        numbers = (_both(side[name]) for name in ("flux", "crossing", "time_in", "time_out"))
+        counts = (side[name] for name in ("cycles", "sets", "force_evaluations", "force_evaluations_of_placement"))
+        rows.append((f"from {way[0]}", *numbers, *counts))
+    return rows
+
+
+def _interfaces(side: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    columns = ("probability", "standard_error", "local", "local_error")
+    rows = ((row["interface"], *(_short(row[name], 2 if "error" in name else 3) for name in columns)) for row in side["interfaces"])
+    return [(f"{value:.4g}", *numbers) for value, *numbers in rows]
+
+
+def _agreement(name: str, compared: Comparison) -> str:
+    return (
+        f"Along {name}, free energy from paths and from windows differ by {compared.rms:.2g} combined standard errors "
+        f"(root mean square over {compared.n_cells} cells)."
+    )
+
+
+def compare(surface: FreeEnergySurface, other: FreeEnergySurface) -> Comparison | None:
+    """Compare two surfaces along one CV in the cells of the first, after the shift with the least weighted sum of squares.
+
+    Returns
+    -------
+    None where they share fewer than two cells whose errors are known.
+    """
+    reference, error = (_at(other, values, surface.grid[0]) for values in (other.free_energy, other.standard_error))
+    variance = surface.standard_error**2 + error**2
+    difference = surface.free_energy - reference
+    use = np.isfinite(difference) & np.isfinite(variance) & (variance > 0)
+    if use.sum() < 2:
+        return None
+    weights, difference = 1.0 / variance[use], difference[use]
+    shift = float(weights @ difference / weights.sum())
+    return Comparison(shift, float(np.sqrt(np.mean(weights * (difference - shift) ** 2))), int(use.sum()))
+
+
+def _at(surface: FreeEnergySurface, values: Array, x: Array) -> Array:
+    """Return what a 1-D surface has between its cells; NaN beside a cell without samples, and outside."""
+    grid, period = surface.grid[0], surface.periods[0]
+    if period is not None:
+        return np.asarray(np.interp(x, grid, values, period=period))
+    return np.asarray(np.interp(x, grid, values, left=np.nan, right=np.nan))
+
+
+def crossing_figure(found: Mapping[str, Any]) -> Figure:
+    """Draw the crossing probabilities from both sides along the order parameter."""
+    figure, ax = new()
+    for (key, way), color, style in zip(_WAYS.items(), COLORS, ("steps-pre", "steps-post"), strict=False):
+        side = found["sides"][key]
+        x, p = np.array(side["curve"]["value"]), np.array(side["curve"]["probability"])
+        order = np.argsort(x)
+        ax.plot(x[order], p[order], color=color, linewidth=1.3, drawstyle=style)
+        rows = side["interfaces"]
+        at, probability, low, high = (np.array([row[c] for row in rows], dtype=float) for c in ("interface", "probability", "low", "high"))
+        bars = np.nan_to_num(np.maximum([probability - low, high - probability], 0))
+        ax.errorbar(at, probability, bars, fmt="o", color=color, markersize=4, capsize=2, label=f"from {way[0]}")
+    ax.set_yscale("log")
+    ax.set_xlabel(label(found["along"], found["unit"]))
+    ax.set_ylabel("probability to reach")
+    ax.legend(frameon=False)
+    return figure
+
+
+def surface_figure(surface: FreeEnergySurface, other: FreeEnergySurface | None, compared: Comparison | None) -> Figure:
+    """Draw a free energy from paths, and one from windows where there is one, shifted."""
+    figure, ax = new()
+    plot_surface(surface, ax)
+    if other is not None and compared is not None:
+        f, error = other.free_energy + compared.shift, np.nan_to_num(other.standard_error)
+        ax.fill_between(other.grid[0], f - 1.96 * error, f + 1.96 * error, color=_OTHER, alpha=0.2, linewidth=0)
+        ax.plot(other.grid[0], f, color=_OTHER, linewidth=1.2, linestyle="--", label=f"windows ({other.estimator})")
+        ax.legend(frameon=False)
+    scale = (lambda f: f / surface.kT, lambda f: f * surface.kT)
+    ax.secondary_yaxis("right", functions=scale).set_ylabel("free energy [kT]")
+    return figure
+
+
+def committor_figure(x: Array, committor: Array, error: Array, text: str) -> Figure:
+    """Draw a committor with its 95 % band."""
+    figure, ax = new()
+    band = 1.96 * np.nan_to_num(error)
+    ax.fill_between(x, np.clip(committor - band, 0, 1), np.clip(committor + band, 0, 1), color=LINE, alpha=0.25, linewidth=0)
+    ax.plot(x, committor, color=LINE, linewidth=1.4)
+    ax.axhline(0.5, color="#999999", linewidth=0.7, linestyle="--")
+    ax.set_xlabel(text)
+    ax.set_ylabel("committor")
+    ax.set_ylim(-0.02, 1.02)
+    return figure
+
+
+def _committor(data: RunData, name: str) -> tuple[Array, Array, Array]:
+    file = data.run.path / "results" / f"path_committor_{name}.csv"
+    try:
+        table = np.genfromtxt(file, delimiter=",", skip_header=1, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}", "remove results/rates.json, and give couloir run again") from None
+    return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _both(number: Mapping[str, Any]) -> str:
+    return f"{_short(number['value'])} ± {_short(number['standard_error'], 2)}"
+
+
+def _short(value: float | None, digits: int = 3) -> str:
+    return "unknown" if value is None else f"{value:.{digits}g}"

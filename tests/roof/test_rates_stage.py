@@ -1,0 +1,290 @@
+"""``[rates]`` in a run file: rates both ways, free energy and committor by one command, interrupted, continued, reported."""
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from couloir.analysis.surface import FreeEnergySurface
+from couloir.cli import main
+from couloir.cv import Coordinate
+from couloir.rates_stage import NAMES, backward, stored_cycles
+from couloir.report_rates import compare
+from couloir.run import Run
+from couloir.sampling.path_store import PathLog
+from couloir.status import status_table
+from couloir.store import Store
+
+TOY = """
+seed = 3
+[system]
+name = "double_well"
+[system.parameters]
+barrier = 3.0
+harmonic = 4.0
+[engine]
+kT = 1.0
+time_step = 0.002
+workers = 1
+[cv.x]
+type = "coordinate"
+index = 0
+[cv.y]
+type = "coordinate"
+index = 1
+[paths]
+from = "x < -0.8"
+to = "x > 0.8"
+n_paths = 8
+n_chains = 2
+move = "two-way"
+stride = 0.04
+[rates]
+along = "x"
+relative_error = 0.3
+n_cycles = 120
+n_sets = 2
+record = ["x", "y"]
+"""
+WINDOWS = """
+[umbrella]
+along = "x"
+windows = 5
+force_constant = 8
+range = [-1.2, 1.2]
+seeding = "dragged"
+seeds_per_window = 1
+duration = "10 ps"
+record_stride = 0.02
+[surface]
+bootstrap = 10
+bins = 24
+"""
+RESULTS = ("rates.json", "path_free_energy_x.npz", "path_free_energy_y.npz", "path_committor_x.csv", "path_committor_y.csv")
+
+
+def edited(text, *changes):
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def couloir(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return stop.value.code
+
+
+def start(folder, text=TOY):
+    (folder / "toy.toml").write_text(text)
+    return couloir("run", folder / "toy.toml")
+
+
+def rates(folder):
+    return json.loads((folder / "toy.run/results/rates.json").read_text())
+
+
+def sampled(folder):
+    with Store(folder / "toy.run/store.db", read_only=True) as store:
+        return store.digest("rates/")
+
+
+def cycles(folder):
+    with Run.open(folder / "toy.run") as run:
+        return stored_cycles(run)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rates")
+    assert start(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def mine(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_symmetric_well_is_left_as_often_either_way(finished):
+    found = rates(finished)
+    one, other = (found["rates"][key] for key in NAMES)
+    assert one["low"] < one["value"] < one["high"]
+    assert abs(np.log(one["value"] / other["value"])) < 4.5 * np.hypot(one["relative_error"], other["relative_error"])
+    assert abs(found["population"]["value"] - 0.5) < 4.5 * found["population"]["standard_error"]
+    flux = found["population"]["value"] * one["value"]  # every transition starts on A's side
+    np.testing.assert_allclose(found["reactive_flux"]["value"], flux, rtol=1e-6)
+
+
+def test_every_result_is_there_and_in_terms_of_the_run_file(finished):
+    for name in RESULTS:
+        assert (finished / "toy.run/results" / name).exists(), name
+    found = rates(finished)
+    for key, first in (("from_a", -0.8), ("from_b", 0.8)):
+        side = found["sides"][key]
+        x = [row["interface"] for row in side["interfaces"]]
+        assert x[0] == pytest.approx(first)
+        assert x == sorted(x, reverse=key == "from_b")
+        assert side["interfaces"][0]["probability"] == pytest.approx(1)
+        assert np.all(np.diff(side["curve"]["probability"]) <= 1e-12)
+    assert found["force_evaluations"] == sum(
+        side["force_evaluations"] + side["force_evaluations_of_placement"] for side in found["sides"].values()
+    )
+    x, committor, _ = np.genfromtxt(finished / "toy.run/results/path_committor_x.csv", delimiter=",", skip_header=1).T
+    known = np.isfinite(committor)
+    assert known.sum() > 30
+    assert (committor[known & (x < -0.85)] == 0).all()
+    assert (committor[known & (x > 0.85)] == 1).all()
+
+
+def test_the_report_and_the_status_say_the_rates(finished):
+    page = (finished / "toy.run/report.html").read_text()
+    assert page.index('id="paths"') < page.index('id="rates"') < page.index('id="provenance"')
+    for part in (
+        "The rate from A to B is",
+        "Interfaces from B",
+        "Free energy along y from weighted paths",
+        "Committor along x",
+    ):
+        assert part in page, part
+    assert "shifted to agree best" not in page
+    with Run.open(finished / "toy.run") as run:
+        console = Console(file=io.StringIO(), width=250)
+        console.print(status_table(run))
+        codes = {finding.code for finding in run.findings()}
+    assert re.search(r"rates .* done .* A to B .* 120 cycles from A, 120 from B", console.file.getvalue())
+    found = rates(finished)["findings"]
+    assert {code for code, _, _ in found} <= codes
+    for code, message, _ in found:
+        assert message.startswith(("paths from A: ", "paths from B: "))
+        assert code in page
+
+
+def test_a_surface_of_windows_along_the_same_cv_is_drawn_and_judged_beside_it(tmp_path):
+    assert start(tmp_path, TOY + WINDOWS) == 0
+    page = (tmp_path / "toy.run/report.html").read_text()
+    assert page.count("shifted to agree best") == 1
+    (rms,) = re.findall(r"Along x, free energy from paths and from windows differ by ([\d.]+) combined standard errors", page)
+    assert 0.05 < float(rms) < 4.5
+
+
+def test_a_finished_run_is_not_sampled_again(mine, monkeypatch):
+    before, told = sampled(mine), (mine / "toy.run/results/rates.json").read_bytes()
+    monkeypatch.setattr("couloir.rates_stage._placed", lambda *_: pytest.fail("sampled again"))
+    assert start(mine) == 0
+    assert sampled(mine) == before
+    assert (mine / "toy.run/results/rates.json").read_bytes() == told
+
+
+def interrupted(where, after):
+    """Return a ``PathLog.add`` that is interrupted once it has written so many steps of a series."""
+    real, written = PathLog.add, []
+
+    def add(self, trials, parents):
+        real(self, trials, parents)
+        written.append(self._series)
+        if written.count(where) == after:
+            raise KeyboardInterrupt
+
+    return add
+
+
+def test_interrupted_and_continued_it_gives_the_same_numbers(finished, tmp_path, monkeypatch):
+    while_placing, within_a_cycle = ("rates/from B/pilot 1/steps", 20), ("rates/from B/steps", 40)
+    for (where, after), text in (
+        (while_placing, "There are no rates yet"),
+        (within_a_cycle, "120 cycles from A and 27 from B are stored"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(PathLog, "add", interrupted(where, after))
+            assert start(tmp_path) == 130
+        assert not (tmp_path / "toy.run/results/rates.json").exists()
+        assert couloir("report", tmp_path / "toy.run") == 0
+        assert text in (tmp_path / "toy.run/report.html").read_text()
+    assert start(tmp_path) == 0
+    assert rates(tmp_path) == rates(finished)
+    for name in RESULTS[1:3]:
+        one, other = (FreeEnergySurface.load(folder / "toy.run/results" / name) for folder in (tmp_path, finished))
+        np.testing.assert_array_equal(one.free_energy, other.free_energy)
+
+
+def test_more_cycles_more_paths_and_other_records_go_on_from_the_store(mine, capsys):
+    assert cycles(mine) == (120, 120)
+    more = edited(TOY, ("n_cycles = 120", "n_cycles = 140"), ('record = ["x", "y"]', 'record = "y"'), ("n_paths = 8", "n_paths = 20"))
+    assert start(mine, more) == 0
+    assert cycles(mine) == (140, 140)
+    assert "Committor along x" not in (mine / "toy.run/report.html").read_text()
+    assert start(mine, edited(more, ("n_sets = 2", "n_sets = 3"))) == 2
+    assert "rates.n_sets changed" in capsys.readouterr().err
+
+
+def test_rates_may_be_added_to_a_run_that_had_none(tmp_path):
+    assert start(tmp_path, TOY[: TOY.index("[rates]")]) == 0
+    assert start(tmp_path, edited(TOY, ("n_cycles = 120", "n_cycles = 12"))) == 0
+    assert cycles(tmp_path) == (12, 12)
+
+
+def test_the_order_parameter_seen_from_b_is_minus_the_cv():
+    x, phi = Coordinate(0, "x"), Coordinate(0, "phi", period=2.0)
+    frames = np.array([-0.9, 0.3])[:, None, None]
+    for cv in (x, phi):
+        np.testing.assert_allclose(backward(cv).evaluate(frames), [0.9, -0.3])
+        assert backward(cv).period == cv.period
+
+
+def test_surfaces_are_compared_after_the_best_shift():
+    def surface(x, f, error):
+        nothing = np.zeros((0, len(x)))
+        return FreeEnergySurface(("x",), ("",), (None,), (x,), f, np.full(len(x), error), 1.0, "wham", nothing, np.ones(len(x)))
+
+    x = np.linspace(-1, 1, 21)
+    one = surface(x, 3 * x, 0.3)
+    noise = np.where(np.arange(21) % 2, 1.0, -1.0)
+    found = compare(one, surface(x, 3 * x - 5 + noise, 0.4))
+    assert found.shift == pytest.approx(5, abs=0.1)
+    assert found.rms == pytest.approx(2, abs=0.05)  # each differs by 1, known to 0.5
+    assert found.n_cells == 21
+    assert compare(one, surface(x + 9, 3 * x, 0.4)) is None
+
+
+MISTAKES = {
+    "unknown CV": ([('along = "x"', 'along = "xx"')], ["rates.along names the unknown CV 'xx'"]),
+    "unknown record": ([('["x", "y"]', '["x", "z"]')], ["rates.record names the unknown CV 'z'"]),
+    "no paths": ([(TOY[TOY.index("[paths]") : TOY.index("[rates]")], "")], ["[rates] starts from reactive paths", "[paths]"]),
+    "no CV": ([('along = "x"\n', "")], ["rates.along is missing"]),
+    "misspelt key": ([("n_sets", "n_set")], ["unknown key rates.n_set", "did you mean 'n_sets'?"]),
+    "no cycles": ([("n_cycles = 120", "n_cycles = 0")], ["rates.n_cycles = 0", "greater than 0"]),
+    "no error": ([("relative_error = 0.3", "relative_error = 0")], ["rates.relative_error", "greater than 0"]),
+    "A with two limits": (
+        [('"x < -0.8"', '"x > -2.8 and x < -0.8"')],
+        ['paths.from = "x > -2.8 and x < -0.8": [rates] needs A to be everything below one value of x, such as "x < -0.8"'],
+    ),
+    "B with two limits": (
+        [('"x > 0.8"', '"x > 0.8 and x < 2"')],
+        ['paths.to = "x > 0.8 and x < 2": [rates] needs B to be everything above one value of x, such as "x > 0.8"'],
+    ),
+    "another CV": ([('along = "x"', 'along = "y"')], ["needs A to be everything below one value of y"]),
+    "two CVs": ([('"x < -0.8"', '"x < -0.8 and y < 5"')], ['such as "x < -0.8"']),
+    "the wrong way": ([('from = "x < -0.8"\nto = "x > 0.8"', 'from = "x > 0.8"\nto = "x < -0.8"')], ["falls from A to B", "exchange"]),
+    "overlap": ([('"x > 0.8"', '"x > -0.9"')], ["overlap along x"]),
+    "duration": ([("n_sets", 'max_duration = "0.01 ps"\nn_sets')], ["rates.max_duration = 0.01 ps holds no path"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_before_anything_is_computed(tmp_path, capsys, mistake):
+    changes, expected = MISTAKES[mistake]
+    assert start(tmp_path, edited(TOY, *changes)) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    for part in expected:
+        assert part in told, told
+    if Path(tmp_path / "toy.run/store.db").exists():
+        with Store(tmp_path / "toy.run/store.db", read_only=True) as store:
+            assert store.series() == []

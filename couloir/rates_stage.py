@@ -320,7 +320,10 @@ def _found(
     assert paths is not None
     about = {}
     for side, sampling, some, before in zip(sides, samplings, samples, spent, strict=True):
-        crossing, levels = some.rate.crossing, np.linspace(some.rate.crossing.levels[0], some.rate.crossing.levels[-1], _LEVELS)
+        crossing = some.rate.crossing
+        # paths end with their first frame in the other state, so how deep in it that is says nothing
+        top = min(crossing.levels[-1], side.other.limits[side.along.name][0])
+        levels = np.linspace(crossing.levels[0], top, _LEVELS)
         rows = crossing.to_dataframe()
         rows["interface"] = side.seen(rows["interface"])
         about[side.key] = {

@@ -159,9 +159,10 @@ def crossing_figure(found: Mapping[str, Any]) -> Figure:
         ax.plot(x[order], p[order], color=color, linewidth=1.3, drawstyle=style)
         rows = side["interfaces"]
         at, probability, low, high = (np.array([row[c] for row in rows], dtype=float) for c in ("interface", "probability", "low", "high"))
-        bars = np.nan_to_num(np.maximum([probability - low, high - probability], 0))
+        bars = np.nan_to_num(np.maximum([probability - low, np.minimum(high, 1) - probability], 0))
         ax.errorbar(at, probability, bars, fmt="o", color=color, markersize=4, capsize=2, label=f"from {way[0]}")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # figures of a report have no mathematical text
     ax.set_xlabel(label(found["along"], found["unit"]))
     ax.set_ylabel("probability to reach")
     ax.legend(frameon=False)

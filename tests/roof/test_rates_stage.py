@@ -47,22 +47,22 @@ stride = 0.04
 [rates]
 along = "x"
 relative_error = 0.3
-n_cycles = 120
+n_cycles = 240
 n_sets = 2
 record = ["x", "y"]
 """
 WINDOWS = """
 [umbrella]
 along = "x"
-windows = 5
-force_constant = 8
+windows = 4
+force_constant = 6
 range = [-1.2, 1.2]
 seeding = "dragged"
 seeds_per_window = 1
-duration = "10 ps"
+duration = "4 ps"
 record_stride = 0.02
 [surface]
-bootstrap = 10
+bootstrap = 4
 bins = 24
 """
 RESULTS = ("rates.json", "path_free_energy_x.npz", "path_free_energy_y.npz", "path_committor_x.csv", "path_committor_y.csv")
@@ -134,6 +134,8 @@ def test_every_result_is_there_and_in_terms_of_the_run_file(finished):
         assert x == sorted(x, reverse=key == "from_b")
         assert side["interfaces"][0]["probability"] == pytest.approx(1)
         assert np.all(np.diff(side["curve"]["probability"]) <= 1e-12)
+        assert side["curve"]["value"][-1] == pytest.approx(-first)
+        assert side["curve"]["probability"][-1] == pytest.approx(side["crossing"]["value"])
     assert found["force_evaluations"] == sum(
         side["force_evaluations"] + side["force_evaluations_of_placement"] for side in found["sides"].values()
     )
@@ -155,11 +157,12 @@ def test_the_report_and_the_status_say_the_rates(finished):
     ):
         assert part in page, part
     assert "shifted to agree best" not in page
+    assert "mathdefault" not in page
     with Run.open(finished / "toy.run") as run:
         console = Console(file=io.StringIO(), width=250)
         console.print(status_table(run))
         codes = {finding.code for finding in run.findings()}
-    assert re.search(r"rates .* done .* A to B .* 120 cycles from A, 120 from B", console.file.getvalue())
+    assert re.search(r"rates .* done .* A to B .* 240 cycles from A, 240 from B", console.file.getvalue())
     found = rates(finished)["findings"]
     assert {code for code, _, _ in found} <= codes
     for code, message, _ in found:
@@ -200,7 +203,7 @@ def test_interrupted_and_continued_it_gives_the_same_numbers(finished, tmp_path,
     while_placing, within_a_cycle = ("rates/from B/pilot 1/steps", 20), ("rates/from B/steps", 40)
     for (where, after), text in (
         (while_placing, "There are no rates yet"),
-        (within_a_cycle, "120 cycles from A and 27 from B are stored"),
+        (within_a_cycle, "240 cycles from A and 27 from B are stored"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(PathLog, "add", interrupted(where, after))
@@ -216,10 +219,10 @@ def test_interrupted_and_continued_it_gives_the_same_numbers(finished, tmp_path,
 
 
 def test_more_cycles_more_paths_and_other_records_go_on_from_the_store(mine, capsys):
-    assert cycles(mine) == (120, 120)
-    more = edited(TOY, ("n_cycles = 120", "n_cycles = 140"), ('record = ["x", "y"]', 'record = "y"'), ("n_paths = 8", "n_paths = 20"))
+    assert cycles(mine) == (240, 240)
+    more = edited(TOY, ("n_cycles = 240", "n_cycles = 260"), ('record = ["x", "y"]', 'record = "y"'), ("n_paths = 8", "n_paths = 20"))
     assert start(mine, more) == 0
-    assert cycles(mine) == (140, 140)
+    assert cycles(mine) == (260, 260)
     assert "Committor along x" not in (mine / "toy.run/report.html").read_text()
     assert start(mine, edited(more, ("n_sets = 2", "n_sets = 3"))) == 2
     assert "rates.n_sets changed" in capsys.readouterr().err
@@ -227,7 +230,7 @@ def test_more_cycles_more_paths_and_other_records_go_on_from_the_store(mine, cap
 
 def test_rates_may_be_added_to_a_run_that_had_none(tmp_path):
     assert start(tmp_path, TOY[: TOY.index("[rates]")]) == 0
-    assert start(tmp_path, edited(TOY, ("n_cycles = 120", "n_cycles = 12"))) == 0
+    assert start(tmp_path, edited(TOY, ("n_cycles = 240", "n_cycles = 12"))) == 0
     assert cycles(tmp_path) == (12, 12)
 
 
@@ -260,7 +263,7 @@ MISTAKES = {
     "no paths": ([(TOY[TOY.index("[paths]") : TOY.index("[rates]")], "")], ["[rates] starts from reactive paths", "[paths]"]),
     "no CV": ([('along = "x"\n', "")], ["rates.along is missing"]),
     "misspelt key": ([("n_sets", "n_set")], ["unknown key rates.n_set", "did you mean 'n_sets'?"]),
-    "no cycles": ([("n_cycles = 120", "n_cycles = 0")], ["rates.n_cycles = 0", "greater than 0"]),
+    "no cycles": ([("n_cycles = 240", "n_cycles = 0")], ["rates.n_cycles = 0", "greater than 0"]),
     "no error": ([("relative_error = 0.3", "relative_error = 0")], ["rates.relative_error", "greater than 0"]),
     "A with two limits": (
         [('"x < -0.8"', '"x > -2.8 and x < -0.8"')],

@@ -71,7 +71,7 @@ def sample_paths(run: Run, engine: Any, start: State, cvs: dict[str, CollectiveV
     paths.save(results / "paths.npz")
     run.store["paths/done"] = table.n_paths
     say(f"paths: {len(paths)} different ones in {paths.n_chains} chains, acceptance {paths.acceptance:.2f}")
-    for finding in paths.diagnose():
+    for finding in paths.diagnose(tuple(cvs.values())):
         say(str(finding))
     shoot_candidates(run, engine, paths, a, b, cvs, say)
     return paths

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from couloir.analysis import path_files
 from couloir.analysis.samples import IntArray
@@ -34,7 +35,9 @@ Observable = Callable[[Trajectory], float] | npt.ArrayLike
 FEW = 5.0
 """Effectively independent paths per chain below which chains are not compared, and errors are uncertain."""
 DISAGREE = 1.2
-"""Potential scale reduction of the durations above which chains are said to sample different paths."""
+"""Potential scale reduction above which chains are said to sample different paths."""
+FALSE_ALARM = 1e-4
+"""Chance per CV to say so of chains that sample the same."""
 _DRAWN = 50  # paths drawn in a figure
 
 
@@ -298,8 +301,13 @@ class PathEnsemble:
         """
         return path_files.export(self, folder, every_path=every_path)
 
-    def diagnose(self) -> list[Finding]:
-        """Return what is unsure: findings of the sampling, too few independent paths, and chains whose durations disagree."""
+    def diagnose(self, cvs: Sequence[CollectiveVariable] = ()) -> list[Finding]:
+        """Return what is unsure: findings of the sampling, too few independent paths, and chains whose paths disagree.
+
+        Parameters
+        ----------
+        cvs : besides durations, means of these over paths are compared: they tell channels apart that take as long.
+        """
         found = list(self.findings)
         series = self._series(self.durations)
         n = self._n_effective(series)
@@ -311,6 +319,11 @@ class PathEnsemble:
             if ratio > DISAGREE:
                 text = f"the chains' paths differ in duration more than chance explains (R = {ratio:.2f})"
                 found.append(Finding("chains-disagree", text, "sample more steps; chains may sit in different channels"))
+        for cv in cvs if len(series) > 1 else ():
+            apart = scale_reduction(self._series(_means(cv, self.paths)), cv.period)
+            if apart.value > DISAGREE and apart.ratio > stats.f.isf(FALSE_ALARM, len(series) - 1, apart.n_effective.sum()):
+                text = f"the chains' paths differ in {cv.name} more than chance explains (R = {apart.value:.2f})"
+                found.append(Finding("chains-disagree", text, "they sit in different channels: sample until chains change channel"))
         return found
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -377,6 +390,15 @@ class PathEnsemble:
         # a chain that is stuck has a constant series, which looks uncorrelated: repeats of a path are never independent
         g = max(max(statistical_inefficiency(s), len(s) / len(rows)) for s, rows in zip(series, self._rows(), strict=True))
         return sum(map(len, series)) / g
+
+
+def _means(cv: CollectiveVariable, paths: Sequence[Trajectory]) -> Array:
+    """Return the mean of a CV over each path (n,), on the circle where it is periodic."""
+    values = [cv.evaluate(path.positions) for path in paths]
+    if cv.period is None:
+        return np.array([v.mean() for v in values])
+    turn = 2 * np.pi / cv.period
+    return np.array([np.angle(np.exp(1j * turn * v).mean()) / turn for v in values])
 
 
 def _edges(cv: CollectiveVariable, values: Array, bins: Any) -> Array:

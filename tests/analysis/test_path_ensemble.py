@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from couloir.analysis import PathEnsemble
+from couloir.cv import Coordinate
 from couloir.errors import DataError, Finding
 from couloir.sampling import potentials, systems
 from couloir.streams import stream
@@ -83,6 +84,32 @@ def test_chains_that_disagree_have_a_large_error_and_are_reported():
         tuple(map(path, lengths)), found.chain[::10], found.step[::10], np.ones(160), np.ones(160), {"accepted": np.full(4, 40)}, 0
     )
     assert "chains-disagree" in [f.code for f in apart.diagnose()]
+
+
+def channelled(seed, n_chains, away, n_steps=60):
+    """Chains of short paths around x = 0 that remember a little; the last ``away`` of them around x = 0.5."""
+    rng = np.random.default_rng(seed)
+    paths, chain, step = [], [], []
+    for c in range(n_chains):
+        x = rng.normal()
+        for k in range(n_steps):
+            x = 0.7 * x + np.sqrt(1 - 0.7**2) * rng.normal()
+            centre = 0.1 * x + 0.5 * (c >= n_chains - away)
+            paths.append(path(5, centre - 0.3, centre + 0.3))
+            chain.append(c)
+            step.append(k)
+    ones = np.ones(len(paths), dtype=int)
+    return PathEnsemble(tuple(paths), chain, step, ones, ones, {"accepted": np.full(n_chains, n_steps)}, 0)
+
+
+def test_chains_in_different_channels_are_told_apart_by_a_cv_where_paths_take_as_long():
+    circle = Coordinate(0, "x", period=1.5)  # the second channel lies on both sides of its end
+    for seed in range(20):
+        apart, alike = channelled(seed, 8, 1), channelled(seed, 8, 0)
+        assert "chains-disagree" not in [f.code for f in apart.diagnose()]
+        for cv in (X, circle):
+            assert "chains-disagree" in [f.code for f in apart.diagnose([cv])]
+            assert "chains-disagree" not in [f.code for f in alike.diagnose([cv])]
 
 
 def test_a_chain_that_is_stuck_is_not_taken_for_many_independent_paths():

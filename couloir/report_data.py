@@ -155,7 +155,8 @@ def read_run(run: Run) -> RunData:
     exchange = read_exchange(run, dict(zip(samples.names, samples.units, strict=True))) if samples is not None else None
     paths = _try(notes, "paths", lambda: stored_paths(run, engine)) if engine is not None and run.config.paths is not None else None
     rates = _try(notes, "rates", lambda: saved_rates(run)) if run.config.rates is not None else None
-    findings = _findings(run, seeds, samples, exchange, surfaces) + (tuple(paths.diagnose()) if paths is not None else ())
+    about_paths = () if paths is None else tuple(paths.diagnose(tuple(cvs.values())))
+    findings = _findings(run, seeds, samples, exchange, surfaces) + about_paths
     return RunData(
         run, finished and not stale, engine, cvs, explored, seeds, samples, kept, table, exchange, surfaces, stale, findings, tuple(notes),
         paths, about_first(run), rates,

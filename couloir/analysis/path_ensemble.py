@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from couloir.analysis import path_files
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate
-from couloir.analysis.timeseries import scale_reduction, statistical_inefficiency
+from couloir.analysis.timeseries import on_circle, scale_reduction, statistical_inefficiency
 from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array, State, Trajectory
@@ -36,8 +35,6 @@ FEW = 5.0
 """Effectively independent paths per chain below which chains are not compared, and errors are uncertain."""
 DISAGREE = 1.2
 """Potential scale reduction above which chains are said to sample different paths."""
-FALSE_ALARM = 1e-4
-"""Chance per CV to say so of chains that sample the same."""
 _DRAWN = 50  # paths drawn in a figure
 
 
@@ -306,7 +303,7 @@ class PathEnsemble:
 
         Parameters
         ----------
-        cvs : besides durations, means of these over paths are compared: they tell channels apart that take as long.
+        cvs : paths are independent only when the means of these over them are, too: they tell channels apart that take as long.
         """
         found = list(self.findings)
         series = self._series(self.durations)
@@ -320,10 +317,10 @@ class PathEnsemble:
                 text = f"the chains' paths differ in duration more than chance explains (R = {ratio:.2f})"
                 found.append(Finding("chains-disagree", text, "sample more steps; chains may sit in different channels"))
         for cv in cvs if len(series) > 1 else ():
-            apart = scale_reduction(self._series(_means(cv, self.paths)), cv.period)
-            if apart.value > DISAGREE and apart.ratio > stats.f.isf(FALSE_ALARM, len(series) - 1, apart.n_effective.sum()):
-                text = f"the chains' paths differ in {cv.name} more than chance explains (R = {apart.value:.2f})"
-                found.append(Finding("chains-disagree", text, "they sit in different channels: sample until chains change channel"))
+            n = _n_effective_by_chains([on_circle(x, cv.period) for x in self._series(_means(cv, self.paths))])
+            if n < FEW * len(series):
+                text = f"{n:.1f} effectively independent paths from {len(series)} chains by {cv.name}: chains hardly change it"
+                found.append(Finding("few-independent-paths", text, "sample more steps; chains may sit in different channels"))
         return found
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -399,6 +396,18 @@ def _means(cv: CollectiveVariable, paths: Sequence[Trajectory]) -> Array:
         return np.array([v.mean() for v in values])
     turn = 2 * np.pi / cv.period
     return np.array([np.angle(np.exp(1j * turn * v).mean()) / turn for v in values])
+
+
+def _n_effective_by_chains(parts: list[Array]) -> float:
+    """Return how many independent points would spread the means of chains as they are spread; parts are (n_steps, n) each.
+
+    A chain's own memory would not show that it never leaves a channel.
+    """
+    lengths = np.array([len(part) for part in parts])
+    center = np.concatenate(parts).mean(axis=0)
+    total = sum(float(((part - center) ** 2).sum()) for part in parts)
+    between = sum(len(part) * float(((part.mean(axis=0) - center) ** 2).sum()) for part in parts) / (len(parts) - 1)
+    return float(min(lengths.sum(), total / between)) if between > 0 else float(lengths.sum())
 
 
 def _edges(cv: CollectiveVariable, values: Array, bins: Any) -> Array:

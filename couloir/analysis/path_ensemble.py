@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.analysis import path_files
+from couloir.analysis.path_independence import n_effective_by_chains, path_means
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate
-from couloir.analysis.timeseries import on_circle, scale_reduction, statistical_inefficiency
+from couloir.analysis.timeseries import scale_reduction, statistical_inefficiency
 from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array, State, Trajectory
@@ -317,7 +318,7 @@ class PathEnsemble:
                 text = f"the chains' paths differ in duration more than chance explains (R = {ratio:.2f})"
                 found.append(Finding("chains-disagree", text, "sample more steps; chains may sit in different channels"))
         for cv in cvs if len(series) > 1 else ():
-            n = _n_effective_by_chains([on_circle(x, cv.period) for x in self._series(_means(cv, self.paths))])
+            n = n_effective_by_chains(self._series(path_means(cv, self.paths)), cv.period)
             if n < FEW * len(series):
                 text = f"{n:.1f} effectively independent paths from {len(series)} chains by {cv.name}: chains hardly change it"
                 found.append(Finding("few-independent-paths", text, "sample more steps; chains may sit in different channels"))
@@ -387,27 +388,6 @@ class PathEnsemble:
         # a chain that is stuck has a constant series, which looks uncorrelated: repeats of a path are never independent
         g = max(max(statistical_inefficiency(s), len(s) / len(rows)) for s, rows in zip(series, self._rows(), strict=True))
         return sum(map(len, series)) / g
-
-
-def _means(cv: CollectiveVariable, paths: Sequence[Trajectory]) -> Array:
-    """Return the mean of a CV over each path (n,), on the circle where it is periodic."""
-    values = [cv.evaluate(path.positions) for path in paths]
-    if cv.period is None:
-        return np.array([v.mean() for v in values])
-    turn = 2 * np.pi / cv.period
-    return np.array([np.angle(np.exp(1j * turn * v).mean()) / turn for v in values])
-
-
-def _n_effective_by_chains(parts: list[Array]) -> float:
-    """Return how many independent points would spread the means of chains as they are spread; parts are (n_steps, n) each.
-
-    A chain's own memory would not show that it never leaves a channel.
-    """
-    lengths = np.array([len(part) for part in parts])
-    center = np.concatenate(parts).mean(axis=0)
-    total = sum(float(((part - center) ** 2).sum()) for part in parts)
-    between = sum(len(part) * float(((part.mean(axis=0) - center) ** 2).sum()) for part in parts) / (len(parts) - 1)
-    return float(min(lengths.sum(), total / between)) if between > 0 else float(lengths.sum())
 
 
 def _edges(cv: CollectiveVariable, values: Array, bins: Any) -> Array:

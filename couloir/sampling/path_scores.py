@@ -79,7 +79,7 @@ class PathScores:
         gates = ", ".join(f"{gate} {int(ok.sum())}" for gate, ok in self.passed.items())
         head = f"PathScores: {int(self.passed_all.sum())} of {len(self)} paths passed every gate ({gates})"
         table = self.to_dataframe().dropna(axis=1, how="all")
-        return f"{head}\n{table.to_string(float_format=lambda x: f'{x:.3g}')}"
+        return f"{head}\n{table.to_string(max_rows=20, float_format=lambda x: f'{x:.3g}')}"
 
 
 def score_paths(

@@ -29,13 +29,15 @@ from couloir.analysis import PathEnsemble, reweighted_paths
 from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.reweighted_paths import ReweightedPaths
 from couloir.errors import Finding
+from couloir.generative import TrajectoryDiffusion
 from couloir.paths_stage import about_first
 from couloir.pipeline import execute
 from couloir.run import Run
-from couloir.sampling import TransitionInterfaceSampling
+from couloir.sampling import TransitionInterfaceSampling, reactive_seeds
 from couloir.sampling.openmm_engine import OpenMMEngine
 
 RUN_FILE = Path(__file__).parent / "systems" / "alanine_phi.toml"
+MODEL = Path(__file__).parents[1] / "tutorials" / "models" / "alanine_vacuum"
 N_BINS, KNOWN, HIGHEST = 72, 1.0, 16.0
 """Cells of 5 degrees along phi; kT, the largest error of what counts as known; kT, above which no path of these ensembles goes."""
 ARRAYS = ("interfaces", "ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b", "stride", "force_evaluations")
@@ -54,13 +56,13 @@ class Scale:
 SCALES = {"small": Scale(300, 8, (50.0, 50.0)), "paper": Scale(1000, 8, (300.0, 700.0))}
 
 
-def paths() -> tuple[PathEnsemble, int]:
-    """Return the paths that the run file asks for, and the force evaluations of finding first ones."""
+def paths() -> tuple[PathEnsemble, int, int]:
+    """Return the paths that the run file asks for, the force evaluations of finding first ones, and their number."""
     with Run.create(RUN_FILE, system.RUNS / "alanine_phi.run") as run:
         execute(run)
         about = about_first(run)
         assert about is not None
-        return PathEnsemble.load(run.path / "results" / "paths.npz"), int(about["force_evaluations"])
+        return PathEnsemble.load(run.path / "results" / "paths.npz"), int(about["force_evaluations"]), int(about["n"])
 
 
 def sampled(md: OpenMMEngine, given: PathEnsemble, scale: str, sign: float) -> InterfaceSamples:
@@ -85,6 +87,23 @@ def sampled(md: OpenMMEngine, given: PathEnsemble, scale: str, sign: float) -> I
     kept |= {"stride": float(kept["stride"]), "force_evaluations": int(kept["force_evaluations"])}
     angle: dict[str, Any] = {"series": {"phi": tuple(phi)}, "periods": {"phi": 2 * np.pi}, "units": {"phi": "rad"}}
     return InterfaceSamples(along=system.progress(md, sign).name, unit="rad", findings=findings, **kept, **angle)
+
+
+def generated(md: OpenMMEngine, n: int, by_steering: float) -> list[Row]:
+    """Return the rows about first paths from generated ones, by a model that was trained in vacuum with another force field.
+
+    First paths carry no weight, so that any model may suggest them.
+    """
+    a, b = system.states(md)
+    (in_a,) = md.propagate(md.molecule.state, duration="20 ps", stride=system.STRIDE, seed=11)
+    (in_b,) = md.propagate(system.in_b(md), duration="20 ps", stride=system.STRIDE, seed=12)
+    model = TrajectoryDiffusion.load(MODEL)
+    settings: dict[str, Any] = {"n_generate": 50 * n, "n_shots_per_path": 4, "require_gates": False, "inpainting": {"n_calls": 20}}
+    found = reactive_seeds(model, md, a, b, n, data=[in_a, in_b], seed=13, **settings)
+    print(found, flush=True)
+    spent = found.counts["force evaluations"] + found.counts["force evaluations of rebuilding"]
+    claim = f"force evaluations per first path from generated ones ({len(found.paths)} found)"
+    return [Row(claim, spent / max(len(found.paths), 1), "", peer="by steering", peer_value=by_steering)]
 
 
 def of_paths(found: PathEnsemble, before: int, per_transition: float) -> list[Row]:
@@ -156,13 +175,13 @@ def main() -> None:
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
     scale = parser.parse_args().scale
     size, md = SCALES[scale], system.engine()
-    given, before = paths()
+    given, before, n_first = paths()
     sides = [sampled(md, given, scale, sign) for sign in (-1.0, 1.0)][::-1]
     both = reweighted_paths(*sides)
     print(*both.findings, sep="\n")
     brute = tuple(system.brute_force(begin, round(1000 * ns / system.CHUNK)) for begin, ns in zip("ab", size.brute, strict=True))
     ratio, back = populations(), brute[0][1] + brute[1][1]
-    rows = of_paths(given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP))
+    rows = of_paths(given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
     rows += [*of_rates(both, brute, ratio), *of_surface(both)]
     rows.append(Row("population of A from paths", both.population.value, "", both.population.standard_error,
                     peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip

@@ -7,7 +7,7 @@ _HOMES = {
     "Cosine": "schedule",
     "EDM": "schedule",
     "FittedConditionalSGM": "conditional_sgm",
-    "FittedTrajectoryDiffusion": "trajectory_diffusion",
+    "FittedTrajectoryDiffusion": "fitted_trajectories",
     "Guided": "denoiser",
     "HeavyAtoms": "heavy_atoms",
     "HeavyInternal": "heavy_internal",

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from couloir.errors import ConfigError, DataError, ModelError
-from couloir.generative import EDM, TrainingPlan, TrajectoryDiffusion, Vector
+from couloir.generative import EDM, FittedTrajectoryDiffusion, TrainingPlan, TrajectoryDiffusion, Vector
 from couloir.generative.snippets import Snippets
 from couloir.generative.solvers import sample
 from couloir.generative.training import split_blocks
-from couloir.generative.trajectory_diffusion import DEFAULT_PLAN, PAPER_PLAN, FittedTrajectoryDiffusion
+from couloir.generative.trajectory_diffusion import DEFAULT_PLAN, PAPER_PLAN
 from couloir.trajectory import Trajectory
 
 TINY: dict[str, Any] = {"base_channels": 8, "head": "plain", "attention": False}
@@ -77,7 +77,7 @@ def test_chunks_only_bound_memory(tiny: FittedTrajectoryDiffusion, monkeypatch: 
     seen: list[int] = []
     forward = tiny.denoiser.forward
     monkeypatch.setattr(tiny.denoiser, "forward", lambda x, *rest: seen.append(len(x)) or forward(x, *rest))
-    monkeypatch.setattr("couloir.generative.trajectory_diffusion._FRAMES_AT_ONCE", 80)
+    monkeypatch.setattr("couloir.generative.fitted_trajectories._FRAMES_AT_ONCE", 80)
     assert tiny.sample(25, seed=1).shape == (25, 8, 1, 2)
     assert sorted(set(seen)) == [5, 10]
 

@@ -102,7 +102,7 @@ def measure(scale: str) -> list[Row]:
     target = TARGET if scale == "paper" else None
     rows = [
         Row("total crossing probability at kT = 0.07", total.value, "", total.standard_error, peer="PyRETIS, 1 M cycles", peer_value=value),
-        Row("its distance from the published one", away, "combined errors", None, 2.0, away <= 2.0),
+        Row("its distance from the published one", away, "combined errors", None, 2.0, bool(away <= 2.0)),
         Row("its relative error", error, "", None, target, None if target is None else error <= target),
         Row("flux at kT = 0.07", cold.flux.value, "per time", cold.flux.standard_error),
         Row("rate at kT = 0.07", cold.rate.value, "per time", cold.rate.standard_error),
@@ -116,7 +116,7 @@ def measure(scale: str) -> list[Row]:
         rows.append(
             Row(f"{name} at kT = {HOT:g}", found.value, found.unit, found.standard_error, None, None, f"brute force (± {error:.2g})", right)
         )
-        rows.append(Row(f"its distance from brute force ({name})", away, "combined errors", None, 2.0, away <= 2.0))
+        rows.append(Row(f"its distance from brute force ({name})", away, "combined errors", None, 2.0, bool(away <= 2.0)))
     return rows + flat(size)
 
 
@@ -129,10 +129,10 @@ def flat(size: Scale) -> list[Row]:
         outside = max(low - rate.value, rate.value - high, 0.0) / rate.standard_error
         rows.append(Row(f"rate in two dimensions, along {name}", rate.value, "per time", rate.standard_error))
         peer = f"PyRETIS, {low:.2g} to {high:.2g} along three order parameters"
-        rows.append(Row(f"its distance from the published range ({name})", outside, "errors", None, 2.0, outside <= 2.0, peer))
+        rows.append(Row(f"its distance from the published range ({name})", outside, "errors", None, 2.0, bool(outside <= 2.0), peer))
     for a, b in combinations(rates, 2):
         away = abs(np.log(rates[a].value / rates[b].value)) / float(np.hypot(rates[a].relative_error, rates[b].relative_error))
-        rows.append(Row(f"rates along {a} and along {b}: distance", away, "combined errors", None, 2.0, away <= 2.0))
+        rows.append(Row(f"rates along {a} and along {b}: distance", away, "combined errors", None, 2.0, bool(away <= 2.0)))
     return rows
 
 

@@ -77,8 +77,8 @@ def write_results(name: str, rows: Sequence[Row], *, scale: str, update: bool = 
     if update and path.exists():
         before = json.loads(path.read_text())
         written = [measured.pop(row["claim"], row) for row in before] + list(measured.values())
-    path.write_text(json.dumps(written, indent=2) + "\n")
     _print(name, rows, f"{common['machine']}; {common['date']}; {common['commit']}; scale {scale}")
+    path.write_text(json.dumps(written, indent=2, default=lambda number: number.item()) + "\n")
     return path
 
 

@@ -104,14 +104,24 @@ def path_weights(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: int
     entered = _per_block(blocks, samples.ensemble + 1, n + 1)
     ended = _per_block(blocks, group, n + 1)
     entered, ended = factors @ entered, factors @ ended
-    at_risk = np.cumsum(entered[:, 1:], axis=1) - np.cumsum(ended[:, 1:], axis=1) + ended[:, 1:]
-    local = 1.0 - ended[:, 1:-1] / at_risk[:, :-1]
-    reach = np.asarray(np.cumprod(np.column_stack([np.ones(len(local)), local]), axis=1), dtype=np.float64)
-    plus = reach / at_risk
+    reach, plus = product_limit(entered[:, 1:], ended[:, 1:])
     minus = np.divide(1.0, entered[:, 0], out=np.zeros(len(entered)), where=entered[:, 0] > 0)
     findings = _findings(samples, blocks)
     freedom = max(1, int(np.bincount(blocks.window).min()) - 1)
     return PathWeights(group, blocks.block, factors, np.column_stack([minus, plus]), reach, findings, freedom)
+
+
+def product_limit(entered: Array, ended: Array) -> tuple[Array, Array]:
+    """Return the probability to reach each interface, and the weight of one path whose maximum lies between it and the next.
+
+    Parameters
+    ----------
+    entered, ended : (..., n_interfaces) paths of each ensemble, and paths that reach each interface and not the next.
+    """
+    at_risk = np.cumsum(entered, axis=-1) - np.cumsum(ended, axis=-1) + ended
+    local = 1.0 - ended[..., :-1] / at_risk[..., :-1]
+    reach = np.cumprod(np.concatenate([np.ones_like(at_risk[..., :1]), local], axis=-1), axis=-1, dtype=np.float64)
+    return reach, reach / at_risk
 
 
 def interface_blocks(samples: InterfaceSamples) -> Blocks:

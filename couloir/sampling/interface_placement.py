@@ -3,7 +3,8 @@
 The first paths of [0+] are dynamics out of A: given reactive paths are rare there, and would take long to relax.  Chains of paths
 are moved in the ensemble [i+] of the highest interface so far.  The next one goes where their maxima say that a share of about
 0.3 comes; near 0.2 a transition costs the fewest paths (van Erp, Adv. Chem. Phys. 151, 27 (2012)).  When as many come to B
-itself, there is no next one.  Pilot paths carry no weight; they are what all ensembles start from.
+itself, there is no next one.  All pilot runs together then tell the probability to reach any value, and interfaces are spread
+evenly along its logarithm.  Pilot paths carry no weight; they are what all ensembles start from.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from couloir.analysis.path_weights import product_limit
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError
@@ -28,6 +30,9 @@ from couloir.trajectory import Array, Trajectory
 
 if TYPE_CHECKING:
     from couloir.sampling.interface_sampling import TransitionInterfaceSampling
+
+Visited = tuple[Array, npt.NDArray[np.bool_]]
+"""Maxima of paths, and whether each ended in B."""
 
 SHARE = 0.3
 """Share of the paths of an ensemble that the next interface is placed to be reached by."""
@@ -82,6 +87,34 @@ def next_level(maxima: Array, ends_in_b: npt.NDArray[np.bool_], share: float = S
     return float(levels[np.argmin(np.abs(np.log(reached / share)))]) if len(levels) else None
 
 
+def even_levels(levels: Sequence[float], seen: Sequence[Visited], share: float = SHARE) -> tuple[float, ...]:
+    """Return interfaces from the first of ``levels`` on, each reached by about the same share of the paths that reach the one before.
+
+    Parameters
+    ----------
+    levels : (n,) interfaces of the pilot runs, ascending.
+    seen : per pilot run, maxima of its paths and whether each ended in B; some of the last run's did.
+    share : how many reach the next interface, or B from the last one, to within what a whole number of interfaces allows.
+    """
+    maxima, arrived = (np.concatenate(column) for column in zip(*seen, strict=True))
+    ensemble = np.repeat(np.arange(len(seen)), [len(tops) for tops, _ in seen])
+    passed = np.searchsorted(levels, maxima, side="right") - 1
+    entered, ended = (np.bincount(column, minlength=len(levels)).astype(float) for column in (ensemble, passed))
+    weights = product_limit(entered, ended)[1][passed]  # sums of them are probabilities in [0+]
+    to_b = float(weights[arrived].sum())
+    if not to_b:  # pilot runs too short to tell: what they climbed by has to do
+        return tuple(levels)
+    order = np.argsort(maxima[~arrived])
+    tops = maxima[~arrived][order]
+    reached = to_b + np.cumsum(weights[~arrived][order][::-1])[::-1]
+    n = max(1, round(float(np.log(to_b) / np.log(share))))
+    found = [levels[0]]
+    for goal in to_b ** (np.arange(1, n) / n):
+        beyond = tops[(reached <= goal) & (tops > found[-1])]
+        found += beyond[:1].tolist()
+    return tuple(float(x) for x in found)
+
+
 def place(
     sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], *, seed: int, pilot: Pilot, store: Store | None = None
 ) -> TransitionInterfaceSampling:
@@ -105,7 +138,7 @@ def place(
     into = [path.state(len(path) - 1) for path in turned_paths(sampling.engine, out)]
     starts = [into[i % len(into)] for i in range(pilot.n_chains)]
     chains = leave(sampling, starts, given[0].stride, integer_seed(seed, sampling.name, "out of A"))
-    levels, first = [float(sampling.interfaces[0])], []
+    levels, first, seen = [float(sampling.interfaces[0])], list[Trajectory](), list[Visited]()
     while len(levels) <= MOST_INTERFACES:
         here = replace(sampling, interfaces=tuple(levels))
         chains = [chains[i % len(chains)] for i in range(pilot.n_chains)]
@@ -113,9 +146,10 @@ def place(
         first += _some(visited, pilot.n_chains)
         maxima = np.array([sampling.along.evaluate(path.positions).max() for path in visited])
         arrived = sampling.region_b.contains(np.array([path.positions[-1] for path in visited]))
+        seen.append((maxima, arrived))
         level = next_level(maxima, arrived)
         if level is None:
-            return replace(sampling, interfaces=tuple(levels), first=tuple(first))
+            return replace(sampling, interfaces=even_levels(levels, seen), first=tuple(first))
         levels.append(level)
         chains = _some([path for path, top in zip(visited, maxima, strict=True) if top >= level], pilot.n_chains)
     raise SimulationError(

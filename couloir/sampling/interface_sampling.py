@@ -359,7 +359,7 @@ class TransitionInterfaceSampling:
 
 def _uncertain(samples: InterfaceSamples, relative_error: float) -> Finding | None:
     """Return why the rate is not yet known to ``relative_error`` by enough blocks, or None when it is."""
-    remains = [f.message for f in samples.findings if f.code == "first-path-remains"]
+    remains = [f.message for f in samples.findings if f.code in ("first-path-remains", "few-passages")]
     try:
         rate = samples.rate
     except DataError as error:

@@ -24,6 +24,8 @@ IntArray = npt.NDArray[np.int64]
 Facts = tuple[float, float, int, bool]
 """Maximum and minimum of the order parameter, number of frames, whether the path ends in B."""
 
+FEW_PASSAGES = 20
+"""Passages from [0-] to the last ensemble below which channels of the reaction may be those of the first paths."""
 _EXCHANGED: tuple[Reason, ...] = ("accepted", "ensemble", "max length", "failed")
 """What can become of an exchange; it is accepted whenever it is possible."""
 
@@ -46,6 +48,7 @@ class InterfaceSets:
     free : the first cycle after which no path held a frame of a first one, or None as long as some do.
     outcomes : per outcome of a shot, how often each ensemble met it.
     exchanges : per outcome of an exchange, how often each pair of neighbours met it; [0-] with [0+] first.
+    passages : how often exchanges carried a path's lineage from [0-] to the last ensemble, in all sets together.
     cut : trials of each ensemble that came to the maximum length, in shots and exchanges.
     force_evaluations : steps of dynamics spent.
     """
@@ -68,6 +71,9 @@ class InterfaceSets:
         self.exchanges = {reason: np.zeros(self.n_ensembles - 1, dtype=np.int64) for reason in _EXCHANGED}
         self.cut = np.zeros(self.n_ensembles, dtype=np.int64)
         self.force_evaluations = 0
+        self.passages = 0
+        self._lineage = list(range(len(starts)))
+        self._from_a = [False] * len(starts)  # lineages that were in [0-], and not in the last ensemble since
         self._wrapped = 0
         self._facts = [self._look_at(path, e) for path, (_, e) in zip(starts, self.places, strict=True)]
         self._values: list[tuple[Array, ...] | None] = [None] * len(starts)  # of the CVs; found when a path is noted
@@ -107,6 +113,7 @@ class InterfaceSets:
             if new_in is None or new_out is None:
                 continue
             end, begin = self.made_by[c_in][-2:], self.made_by[c_out][:2]
+            _swap(self._lineage, c_in, c_out)
             self._move(c_in, new_in, np.append(np.full(len(new_in) - 2, step, dtype=np.int64), begin))
             self._move(c_out, new_out, np.append(end, np.full(len(new_out) - 2, step, dtype=np.int64)))
 
@@ -117,13 +124,18 @@ class InterfaceSets:
                 reaches = self._facts[c][0] >= self.sampling.interfaces[lower]  # the interface of ensemble lower + 1, as [0-] has none
                 self.exchanges["accepted" if reaches else "ensemble"][lower] += 1
                 if reaches:
-                    for held in (self.paths, self.made_by, self._facts, self._values):
+                    for held in (self.paths, self.made_by, self._facts, self._values, self._lineage):
                         _swap(held, c, c + 1)
 
     def note(self, step: int) -> None:
         """Note every path at the end of a cycle."""
         if self.free is None and not self.stuck:
             self.free = step
+        for first in self.of(0):
+            self._from_a[self._lineage[first]] = True
+            last = self._lineage[first + self.n_ensembles - 1]
+            self.passages += self._from_a[last]
+            self._from_a[last] = False
         self._steps.append(step)
         self._noted.append(list(self._facts))
         if self._kept is not None:
@@ -164,7 +176,7 @@ class InterfaceSets:
             paths=tuple(self._kept or ()),
             periods={cv.name: cv.period for cv in self.record if cv.period is not None},
             units={cv.name: cv.unit for cv in self.record},
-            findings=(*(() if free else (self._remains(last),)), *self._cut_off(), *self._jumps(), *self._wraps()),
+            findings=(*(() if free else (self._remains(last),)), *self._cut_off(), *self._jumps(), *self._wraps(), *self._few()),
             outcomes={reason: count.copy() for reason, count in self.outcomes.items()},
             exchanges={reason: count.copy() for reason, count in self.exchanges.items()},
             force_evaluations=self.force_evaluations,
@@ -200,6 +212,17 @@ class InterfaceSets:
             f"{sum(excursions)} of {len(excursions)} excursions of [0-] end in B, from one frame to the next: no ensemble holds such jumps"
         )
         return (Finding("jumps-to-b", text, "keep frames more often, or move A and B apart: the rate is too low"),)
+
+    def _few(self) -> tuple[Finding, ...]:
+        """Return a finding when hardly any lineage came from [0-] to the last ensemble.
+
+        Shooting stays in the channel of its path; only what comes up from [0-] brings another.
+        """
+        if not self.sampling.swaps or self.passages >= FEW_PASSAGES:
+            return ()
+        came = f"paths came {self.passages} times from [0-] to {ensemble_name(self.n_ensembles - 2)}"
+        text = f"{came}: channels may still be those of first paths, and errors too small"
+        return (Finding("few-passages", text, "sample more cycles, or place fewer interfaces"),)
 
     def _wraps(self) -> tuple[Finding, ...]:
         """Return a finding when a periodic order parameter wrapped along a path: that looks as if every interface were crossed."""

@@ -45,6 +45,7 @@ _FIXES = {
     "rate-uncertain": "raise rates.n_cycles: the run goes on from its store",
     "first-path-remains": "raise rates.n_cycles: the run goes on from its store",
     "few-passages": "raise rates.n_cycles: the run goes on from its store",
+    "drifting": "raise rates.n_cycles: the run goes on from its store",
     "few-blocks": "raise rates.n_cycles: the run goes on from its store",
     "paths-cut": "raise rates.max_duration, in a new run",
     "jumps-to-b": "lower paths.stride, or move paths.from and paths.to apart, in a new run: the rate is too low",

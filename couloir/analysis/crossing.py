@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from couloir.analysis.interface_drift import drift
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
 from couloir.analysis.path_weights import PathWeights, path_weights
 from couloir.analysis.positive import PositiveEstimate, quantile
@@ -224,7 +225,7 @@ def _crossing(samples: InterfaceSamples, weights: PathWeights) -> tuple[Crossing
     levels, first = np.unique(samples.maximum[order], return_index=True)
     tail = np.cumsum(weights.per_path[order][::-1])[::-1]
     curve, spread = tail[first], np.log(np.maximum(reach[1:, :-1], 1e-300)).std(axis=0, ddof=1)
-    findings = (*samples.findings, *weights.findings, *_rare(samples, reach[0], levels, curve))
+    findings = (*samples.findings, *weights.findings, *drift(samples), *_rare(samples, reach[0], levels, curve))
     found = CrossingProbability(
         samples.along, samples.unit, samples.interfaces, reach[0, :-1], reach[1:, :-1].std(axis=0, ddof=1), spread, local[0],
         local[1:].std(axis=0, ddof=1), positive(total, "", weights.freedom), levels, curve, weights.freedom, findings,

@@ -365,7 +365,7 @@ def _uncertain(samples: InterfaceSamples, relative_error: float) -> Finding | No
     except DataError as error:
         text = error.message
     else:
-        few = [f.message for f in rate.findings if f.code == "few-blocks"]
+        few = [f.message for f in rate.findings if f.code in ("few-blocks", "drifting")]
         if rate.rate.relative_error <= relative_error and not few and not remains:
             return None
         text = (remains + few)[0] if remains or few else f"its relative error is {rate.rate.relative_error:.2g}"

@@ -1,0 +1,49 @@
+"""Whether crossing probabilities still move: the second half of every chain against its first."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from couloir.analysis.interface_samples import MINUS, InterfaceSamples
+from couloir.analysis.path_weights import product_limit
+from couloir.errors import Finding
+from couloir.trajectory import Array
+
+FALSE_ALARM = 0.005
+"""Chance to say so where nothing drifts."""
+LEAST_CHAINS = 4
+
+
+def drift(samples: InterfaceSamples) -> tuple[Finding, ...]:
+    """Return a finding when chains together reach far interfaces more or less often in the second half of their steps than in the first.
+
+    The logarithm of the probability to reach the farthest interface that every chain reaches in both halves is compared by a
+    paired t test over chains.  Chains that all start from the same paths drift together, and do not disagree.
+    """
+    chains, middle = np.unique(samples.chain), np.median(samples.step)
+    if len(chains) < LEAST_CHAINS:
+        return ()
+    halves = [np.stack([_reach(samples, c, late=late, middle=middle) for c in chains]) for late in (False, True)]
+    reached = np.flatnonzero((halves[0] > 0).all(axis=0) & (halves[1] > 0).all(axis=0))
+    if not len(reached) or reached[-1] == 0:
+        return ()
+    level = reached[-1]
+    before, after = (np.log(half[:, level]) for half in halves)
+    if not (after - before).std() or stats.ttest_rel(after, before).pvalue > FALSE_ALARM:
+        return ()
+    times = float(np.exp((after - before).mean()))
+    text = (
+        f"{samples.along} = {samples.interfaces[level]:.4g} is reached {times:.2g} times as often in the second half as in the first: "
+        "paths still remember the first ones"
+    )
+    return (Finding("drifting", text, "sample more cycles, and discard these"),)
+
+
+def _reach(samples: InterfaceSamples, chain: int, *, late: bool, middle: float) -> Array:
+    """Return the probability to reach each interface by one half of one chain; 0 where it cannot tell."""
+    n = len(samples.interfaces)
+    rows = (samples.chain == chain) & (samples.ensemble != MINUS) & ((samples.step > middle) == late)
+    entered, ended = (np.bincount(column[rows], minlength=n).astype(float) for column in (samples.ensemble, samples.bin))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(product_limit(entered, ended)[0])

@@ -173,21 +173,29 @@ def main() -> None:
     """Simulate what is missing, sample, print the table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=sorted(SCALES), default="small")
-    scale = parser.parse_args().scale
+    parser.add_argument("--as-is", action="store_true", help="take the brute force that was simulated so far, however long")
+    arguments = parser.parse_args()
+    scale = arguments.scale
     size, md = SCALES[scale], system.engine()
     given, before, n_first = paths()
     sides = [sampled(md, given, scale, sign) for sign in (-1.0, 1.0)][::-1]
     both = reweighted_paths(*sides)
     print(*both.findings, sep="\n")
-    brute = tuple(system.brute_force(begin, round(1000 * ns / system.CHUNK)) for begin, ns in zip("ab", size.brute, strict=True))
+    files = [round(1000 * ns / system.CHUNK) for ns in size.brute]
+    if arguments.as_is:
+        files = [min(n, system.simulated(begin)) for begin, n in zip("ab", files, strict=True)]
+    brute = tuple(system.brute_force(begin, n) for begin, n in zip("ab", files, strict=True))
     ratio, back = populations(), brute[0][1] + brute[1][1]
     rows = of_paths(given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
     rows += [*of_rates(both, brute, ratio), *of_surface(both)]
     rows.append(Row("population of A from paths", both.population.value, "", both.population.standard_error,
                     peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip
     spent = sum(side.force_evaluations for side in sides)
-    simulated = sum(c.time for part in brute for c in part) / system.TIME_STEP
-    rows.append(Row("force evaluations of interface sampling, both ways", spent, "", peer="of brute force", peer_value=simulated))
+    simulated = sum(c.time for part in brute for c in part)
+    rows.append(Row("force evaluations of interface sampling, both ways", spent, "",
+                    peer="of brute force", peer_value=simulated / system.TIME_STEP))  # fmt: skip
+    wanted = sum(size.brute)
+    rows.append(Row("simulated by brute force", simulated / 1000, "ns", None, wanted, bool(simulated / 1000 >= 0.99 * wanted)))
     write_results("alanine_rate", rows, scale=scale)
 
 

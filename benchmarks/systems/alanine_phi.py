@@ -149,6 +149,14 @@ def chunk_file(folder: Path, begin: str, k: int) -> Path:
     return folder / f"alanine_phi_{begin}_{k:04d}.npz"
 
 
+def simulated(begin: str, folder: Path = RUNS) -> int:
+    """Return how many files begun in ``"a"`` or ``"b"`` there are."""
+    k = 0
+    while chunk_file(folder, begin, k).exists():
+        k += 1
+    return k
+
+
 def brute_force(begin: str, n_chunks: int, folder: Path = RUNS) -> tuple[Crossings, Crossings]:
     """Return the crossings there and back in ``n_chunks`` files begun in ``"a"`` or ``"b"``; one from a file to the next is not seen."""
     simulate(begin, n_chunks, folder)

@@ -43,7 +43,8 @@ bench: $(READY)  ## every benchmark at small scale, then the tables in README an
 	set -e; for name in $$($(BIN)/python -m benchmarks.tables --list); do $(BIN)/python -m benchmarks.$$name --scale small; done
 	$(BIN)/python -m benchmarks.tables
 
-studies: $(READY)  ## the ablations of DynamicsDiffusion at small scale (hours), then the tables
+studies: $(READY)  ## what takes hours, at small scale: ablations of DynamicsDiffusion, alanine dipeptide; then the tables
+	$(BIN)/python -m benchmarks.alanine_rate --scale small
 	$(BIN)/python -m benchmarks.assisted_alanine --scale small
 	set -e; for study in heads encoder data calls lengths temperature; do $(BIN)/python -m benchmarks.dynamics_studies --scale small --study $$study --threads 2; done
 	$(BIN)/python -m benchmarks.tables

@@ -27,7 +27,9 @@ from benchmarks.systems import alanine_phi as system
 from benchmarks.systems.alanine_phi import Crossings
 from couloir.analysis import PathEnsemble, reweighted_paths
 from couloir.analysis.interface_samples import InterfaceSamples
+from couloir.analysis.path_independence import n_effective_by_chains, path_means
 from couloir.analysis.reweighted_paths import ReweightedPaths
+from couloir.cv import Dihedral
 from couloir.errors import Finding
 from couloir.generative import TrajectoryDiffusion
 from couloir.paths_stage import about_first
@@ -106,16 +108,24 @@ def generated(md: OpenMMEngine, n: int, by_steering: float) -> list[Row]:
     return [Row(claim, spent / max(len(found.paths), 1), "", peer="by steering", peer_value=by_steering)]
 
 
-def of_paths(found: PathEnsemble, before: int, per_transition: float) -> list[Row]:
+def of_paths(md: OpenMMEngine, found: PathEnsemble, before: int, per_transition: float) -> list[Row]:
     """Return the rows about the ensemble of reactive paths; ``per_transition`` is what brute force spends for one."""
+    cvs = (system.torsion(md), Dihedral.psi(md.topology, residue=2))
+    rows_of = [np.flatnonzero((found.chain == c) & (found.weights > 0)) for c in range(found.n_chains)]
+    by_cv = []
+    for cv in cvs:
+        means = path_means(cv, found.paths)
+        series = [np.repeat(means[rows], found.multiplicity[rows]) for rows in rows_of if len(rows)]
+        by_cv.append(n_effective_by_chains(series, cv.period))
+    independent = min(found.n_effective, *by_cv)
     free, all_of_it = int(found.multiplicity[found.decorrelated].sum()), before + found.force_evaluations
     rows = [
         Row("paths from two states by one command, without a frame of a first path", free, "", None, 500, free >= 500),
-        Row("of these effectively independent, by durations", found.n_effective, ""),
+        Row("of these effectively independent, by phi, psi or durations, whichever gives fewest", independent, ""),
         Row("force evaluations of all of it", all_of_it, "", peer="of which for first paths, by steering", peer_value=before),
     ]
     for what, spent in (("all of it", all_of_it), ("sampling, first paths given", found.force_evaluations)):
-        per_path = spent / found.n_effective
+        per_path = spent / independent
         target = 100.0 if spent == all_of_it else None
         ratio = per_transition / per_path
         claim = f"force evaluations of brute force per transition, over those per independent path ({what})"
@@ -135,7 +145,7 @@ def of_rates(both: ReweightedPaths, brute: tuple[tuple[Crossings, Crossings], ..
         ("A to B", both.rates[0], indirect, "brute force back, times populations by umbrella sampling"),
     ):
         rows.append(Row(f"rate {name} ({how})", 1000 * rate.value, "1/ns", 1000 * rate.standard_error, peer=how, peer_value=1000 * value))
-        if there.arrivals or value is indirect[0]:
+        if np.isfinite(relative):
             away = abs(np.log(rate.value / value)) / float(np.hypot(rate.relative_error, relative))
             rows.append(Row(f"its distance from {how}", away, "combined errors", None, 2.0, bool(away <= 2.0)))
     return rows
@@ -186,7 +196,7 @@ def main() -> None:
         files = [min(n, system.simulated(begin)) for begin, n in zip("ab", files, strict=True)]
     brute = tuple(system.brute_force(begin, n) for begin, n in zip("ab", files, strict=True))
     ratio, back = populations(), brute[0][1] + brute[1][1]
-    rows = of_paths(given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
+    rows = of_paths(md, given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
     rows += [*of_rates(both, brute, ratio), *of_surface(both)]
     rows.append(Row("population of A from paths", both.population.value, "", both.population.standard_error,
                     peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip

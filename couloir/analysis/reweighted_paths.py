@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from couloir.analysis.crossing import estimate, positive, require_minus
+from couloir.analysis.interface_drift import drift
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
 from couloir.analysis.path_weights import PathWeights, path_weights
 from couloir.analysis.positive import PositiveEstimate
@@ -242,7 +243,9 @@ def reweighted_paths(
     per_crossing = [1.0 / _probability(side) if len(sides) == 2 else side.scale for side in sides]
     total = sum((c * _frames(side) for c, side in zip(per_crossing, sides, strict=True)), np.zeros(n_bootstrap + 1))
     joined = tuple(PathSide(side.samples, side.weights, c / total, side.from_b) for c, side in zip(per_crossing, sides, strict=True))
-    return ReweightedPaths(joined, tuple(f for side in joined for f in (*side.samples.findings, *side.weights.findings)))
+    return ReweightedPaths(
+        joined, tuple(f for side in joined for f in (*side.samples.findings, *side.weights.findings, *drift(side.samples)))
+    )
 
 
 def _probability(side: PathSide) -> Array:

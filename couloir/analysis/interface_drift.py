@@ -13,6 +13,8 @@ from couloir.trajectory import Array
 FALSE_ALARM = 0.005
 """Chance to say so where nothing drifts."""
 LEAST_CHAINS = 4
+DROPPED = (0.0, 0.25, 0.5)
+"""Shares of the steps that are left out in turn."""
 
 
 def drift(samples: InterfaceSamples) -> tuple[Finding, ...]:
@@ -38,6 +40,16 @@ def drift(samples: InterfaceSamples) -> tuple[Finding, ...]:
         "paths still remember the first ones"
     )
     return (Finding("drifting", text, "sample more cycles, and discard these"),)
+
+
+def settled(samples: InterfaceSamples) -> InterfaceSamples:
+    """Return the samples without their first quarter, or half, where they drift with it; :func:`drift` tells whether that was enough."""
+    first, last = int(samples.step.min()), int(samples.step.max())
+    for share in DROPPED:
+        part = samples.after(first - 1 + round(share * (last - first + 1)))
+        if not drift(part):
+            break
+    return part
 
 
 def _reach(samples: InterfaceSamples, chain: int, *, late: bool, middle: float) -> Array:

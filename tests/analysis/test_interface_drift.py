@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from couloir.analysis.interface_drift import FALSE_ALARM, drift
+from couloir.analysis.interface_drift import FALSE_ALARM, drift, settled
 from couloir.analysis.interface_samples import InterfaceSamples
 
 
@@ -42,3 +42,11 @@ def test_an_interface_that_a_chain_never_reaches_is_not_compared():
     stuck = np.where((samples.chain == 0) & (samples.ensemble == 0), 0.1, samples.maximum)
     low = InterfaceSamples(**{**vars(samples), "maximum": stuck})
     assert drift(low) == ()
+
+
+def test_what_has_settled_is_kept_and_what_has_not_is_dropped():
+    steady, rising = sampled(1), sampled(1, late=3.0)
+    assert settled(steady).step.min() == 0
+    kept = settled(rising)
+    assert kept.step.min() == rising.step.max() // 2 + 1
+    assert drift(kept) == ()

@@ -43,7 +43,7 @@ MOLECULE = """
 [system]
 name = "alanine_dipeptide"
 [engine]
-platform = "CPU"
+platform = "Reference"  # the same shots every time
 workers = 1
 [cv.phi]
 type = "phi"

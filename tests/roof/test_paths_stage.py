@@ -51,7 +51,7 @@ ALANINE = """
 [system]
 name = "alanine_dipeptide"
 [engine]
-platform = "CPU"
+platform = "Reference"
 workers = 1
 [cv.phi]
 type = "phi"

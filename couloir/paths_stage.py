@@ -5,7 +5,8 @@ First paths carry no weight: chains are moved until ``n_paths`` paths hold no fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from couloir.transition_states import shoot_candidates
 
 if TYPE_CHECKING:
     from couloir.analysis.path_ensemble import PathEnsemble
+    from couloir.store import Store
 
 Say = Callable[[str], None]
 
@@ -92,7 +94,22 @@ def stride_of(run: Run, engine: Any) -> float:
 
 def load_first(run: Run, engine: Any) -> list[Trajectory]:
     """Return the first paths that the store holds."""
-    data, out, at = run.store.chunk(_FIRST, 0), [], 0
+    return kept_paths(run, engine, run.store.chunk(_FIRST, 0))
+
+
+def keep_paths(store: Store, key: str, paths: Sequence[Trajectory], **more: Any) -> None:
+    """Append paths, and arrays with them, to a series as one chunk."""
+    arrays: dict[str, Any] = {"lengths": np.array([len(path) for path in paths], dtype=np.int64), **more}
+    for name in _FRAMES:
+        parts = [getattr(path, name) for path in paths]
+        if all(part is not None for part in parts):
+            arrays[name] = np.concatenate(parts)
+    store.append({key: arrays})
+
+
+def kept_paths(run: Run, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
+    """Return the paths of a chunk that :func:`keep_paths` wrote."""
+    out, at = [], 0
     for n in data["lengths"]:
         frames = {name: data[name][at : at + n] for name in _FRAMES if name in data}
         out.append(Trajectory(frames["positions"], stride_of(run, engine), frames.get("velocities"), frames.get("boxes"), engine.topology))
@@ -141,14 +158,10 @@ def _find_first(run: Run, engine: Any, start: State, a: Region, b: Region, explo
     table = run.config.paths
     assert table is not None
     paths, about = _shoot_first(run, engine, start, a, b, explored, say)
-    underdamped = getattr(engine, "underdamped", True)
-    arrays: dict[str, Any] = {"lengths": np.array([len(path) for path in paths], dtype=np.int64)}
-    for name in _FRAMES:
-        parts = [getattr(path, name) for path in paths]
-        if all(part is not None for part in parts) and (name != "velocities" or underdamped):
-            arrays[name] = np.concatenate(parts)
+    if not getattr(engine, "underdamped", True):
+        paths = [replace(path, velocities=None) for path in paths]
     run.store[_ABOUT] = about
-    run.store.append({_FIRST: arrays})
+    keep_paths(run.store, _FIRST, paths)
     say(f"first paths: {len(paths)} from A to B ({about['how']}), {about['force_evaluations']} force evaluations")
 
 
@@ -304,8 +317,6 @@ def _basins(run: Run, engine: Any, start: State, a: Region, b: Region, explored:
 
 def _trained(run: Run, engine: Any, data: Sequence[Trajectory], seed: int) -> Any:
     """Return the trained model of trajectory snippets, read from the run if it is there."""
-    from dataclasses import replace
-
     from couloir.generative.representation import Vector
     from couloir.generative.trajectory_diffusion import DEFAULT_PLAN, TrajectoryDiffusion
 

@@ -17,7 +17,7 @@ import numpy as np
 from couloir.cv import CollectiveVariable, FunctionOfCVs, LinearCombination, Region
 from couloir.cv.base import wrap
 from couloir.errors import ConfigError, DataError, Finding, SimulationError
-from couloir.paths_stage import states_of, stride_of
+from couloir.paths_stage import keep_paths, kept_paths, states_of
 from couloir.run import Run, write_json
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from couloir.analysis.reweighted_paths import ReweightedPaths
     from couloir.analysis.surface import Estimate
     from couloir.sampling.interface_sampling import TransitionInterfaceSampling
-    from couloir.store import Store
 
 Say = Callable[[str], None]
 
@@ -40,7 +39,6 @@ _TIMES = 20  # the longest reactive path, that paths may take by default; as Tra
 _MOST_GIVEN = 64  # reactive paths that interfaces are placed from
 _LEVELS = 300  # points of a crossing probability that are saved
 _GIVEN, _DONE = "rates/given", "rates/done"
-_FRAMES = ("positions", "velocities", "boxes")
 _FIXES = {
     "rate-uncertain": "raise rates.n_cycles: the run goes on from its store",
     "first-path-remains": "raise rates.n_cycles: the run goes on from its store",
@@ -262,8 +260,8 @@ def _given(run: Run, engine: Any, paths: PathEnsemble) -> list[Trajectory]:
     if not run.store.count(_GIVEN):
         free = [path for path, free in zip(paths.paths, paths.decorrelated, strict=True) if free] or list(paths.paths)
         rows = np.unique(np.linspace(0, len(free) - 1, min(_MOST_GIVEN, len(free))).round().astype(int))
-        _keep(run.store, _GIVEN, [free[i] for i in rows])
-    return _kept(run, engine, run.store.chunk(_GIVEN, 0))
+        keep_paths(run.store, _GIVEN, [free[i] for i in rows])
+    return kept_paths(run, engine, run.store.chunk(_GIVEN, 0))
 
 
 def _placed(run: Run, engine: Any, side: Side, given: list[Trajectory], say: Say) -> tuple[TransitionInterfaceSampling, int]:
@@ -281,33 +279,14 @@ def _placed(run: Run, engine: Any, side: Side, given: list[Trajectory], say: Say
         )
         pilots = [series for series in run.store.series() if series.startswith(f"{side.name}/pilot")]
         spent = sum(int(chunk["evaluations"].sum()) for series in pilots for chunk in run.store.chunks(series))
-        _keep(run.store, key, sampling.first, interfaces=np.array(sampling.interfaces), spent=np.array([spent]))
+        keep_paths(run.store, key, sampling.first, interfaces=np.array(sampling.interfaces), spent=np.array([spent]))
         where = ", ".join(f"{x:.3g}" for x in side.seen(sampling.interfaces))
         say(f"{side.name}: {len(sampling.interfaces)} interfaces at {where}; {spent} force evaluations to place them")
     stored = run.store.chunk(key, 0)
     return TransitionInterfaceSampling(
         engine, side.region, side.other, side.along, stored["interfaces"].tolist(), max_duration=longest,
-        first=tuple(_kept(run, engine, stored)), name=side.name,
+        first=tuple(kept_paths(run, engine, stored)), name=side.name,
     ), int(stored["spent"][0])  # fmt: skip
-
-
-def _keep(store: Store, key: str, paths: Sequence[Trajectory], **more: Any) -> None:
-    """Write paths, and arrays with them, as the only chunk of a series."""
-    arrays: dict[str, Any] = {"lengths": np.array([len(path) for path in paths], dtype=np.int64), **more}
-    for name in _FRAMES:
-        parts = [getattr(path, name) for path in paths]
-        if all(part is not None for part in parts):
-            arrays[name] = np.concatenate(parts)
-    store.append({key: arrays})
-
-
-def _kept(run: Run, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
-    out, at = [], 0
-    for n in data["lengths"]:
-        frames = {name: data[name][at : at + n] for name in _FRAMES if name in data}
-        out.append(Trajectory(frames["positions"], stride_of(run, engine), frames.get("velocities"), frames.get("boxes"), engine.topology))
-        at += int(n)
-    return out
 
 
 def _found(

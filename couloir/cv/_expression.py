@@ -75,11 +75,12 @@ def evaluate_expression(text: str, values: Mapping[str, Any], xp: Any) -> Any:
         assert isinstance(node.func, ast.Name)
         return _FUNCTIONS[node.func.id][1](xp, *(value(argument) for argument in node.args))
 
-    return value(_tree(text))
+    return value(syntax_tree(text))
 
 
 @lru_cache(maxsize=1000)
-def _tree(text: str) -> ast.expr:
+def syntax_tree(text: str) -> ast.expr:
+    """Return an expression as Python reads it; raises ConfigError when it cannot."""
     try:
         # Python gives ^ the precedence of a bit operation, Lepton that of a power
         return ast.parse(text.replace("^", "**"), mode="eval").body
@@ -89,7 +90,7 @@ def _tree(text: str) -> ast.expr:
 
 def _checked(text: str, names: set[str]) -> list[ast.AST]:
     """Return the nodes that stand for values, after refusing everything that is not arithmetic."""
-    open_nodes: list[ast.AST] = [_tree(text)]
+    open_nodes: list[ast.AST] = [syntax_tree(text)]
     done: list[ast.AST] = []
     while open_nodes:
         node = open_nodes.pop()

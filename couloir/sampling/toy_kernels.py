@@ -251,43 +251,43 @@ OPERATIONS = (
 
 
 @_compiled
-def _of_one(code: int, a: float) -> float:
+def _of_one(code: int, a: float) -> Any:
     """An operation on one number; the numbers of ``code`` are places in OPERATIONS, here and below."""
     if code == 13:
-        return np.sqrt(a)  # type: ignore[no-any-return]
+        return np.sqrt(a)
     if code == 14:
-        return np.exp(a)  # type: ignore[no-any-return]
+        return np.exp(a)
     if code == 15:
-        return np.log(a)  # type: ignore[no-any-return]
+        return np.log(a)
     if code == 16:
-        return np.sin(a)  # type: ignore[no-any-return]
+        return np.sin(a)
     if code == 17:
-        return np.cos(a)  # type: ignore[no-any-return]
+        return np.cos(a)
     if code == 18:
-        return np.tan(a)  # type: ignore[no-any-return]
+        return np.tan(a)
     if code == 19:
-        return np.arcsin(a)  # type: ignore[no-any-return]
+        return np.arcsin(a)
     if code == 20:
-        return np.arccos(a)  # type: ignore[no-any-return]
+        return np.arccos(a)
     if code == 21:
-        return np.arctan(a)  # type: ignore[no-any-return]
+        return np.arctan(a)
     if code == 22:
-        return np.sinh(a)  # type: ignore[no-any-return]
+        return np.sinh(a)
     if code == 23:
-        return np.cosh(a)  # type: ignore[no-any-return]
+        return np.cosh(a)
     if code == 24:
-        return np.tanh(a)  # type: ignore[no-any-return]
+        return np.tanh(a)
     if code == 25:
         return abs(a)
     if code == 26:
-        return np.floor(a)  # type: ignore[no-any-return]
+        return np.floor(a)
     if code == 27:
-        return np.ceil(a)  # type: ignore[no-any-return]
+        return np.ceil(a)
     return 1.0 if a >= 0 else 0.0
 
 
 @_compiled
-def _of_two(code: int, a: float, b: float) -> float:
+def _of_two(code: int, a: float, b: float) -> Any:
     if code == 5:
         return a + b
     if code == 6:
@@ -297,16 +297,16 @@ def _of_two(code: int, a: float, b: float) -> float:
     if code == 8:
         return a / b
     if code == 9:
-        return a**b  # type: ignore[no-any-return]
+        return a**b
     if code == 10:
-        return np.arctan2(a, b)  # type: ignore[no-any-return]
+        return np.arctan2(a, b)
     if code == 11:
-        return np.minimum(a, b)  # type: ignore[no-any-return]
-    return np.maximum(a, b)  # type: ignore[no-any-return]
+        return np.minimum(a, b)
+    return np.maximum(a, b)
 
 
 @_compiled
-def run_program(codes: Any, numbers: Array, first: int, last: int, x: Array, slots: Array) -> float:
+def run_program(codes: Any, numbers: Array, first: int, last: int, x: Array, slots: Array) -> Any:
     """The value at coordinates x (n_dim,) of instructions ``first`` to ``last``; ``slots`` is room to work in."""
     for k in range(first, last):
         code, s, index = codes[k, 0], codes[k, 1], codes[k, 2]
@@ -324,7 +324,7 @@ def run_program(codes: Any, numbers: Array, first: int, last: int, x: Array, slo
             slots[s] = _wrapped(slots[s], numbers[k])
         else:  # what is not a number selects the first, as in NumPy
             slots[s] = slots[s + 1] if slots[s] != 0 else slots[s + 2]
-    return slots[0]  # type: ignore[no-any-return]
+    return slots[0]
 
 
 @_compiled

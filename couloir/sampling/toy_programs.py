@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from couloir.cv._expression import _tree
+from couloir.cv._expression import syntax_tree
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.composite import FunctionOfCVs, LinearCombination
 from couloir.cv.geometric import Coordinate
@@ -81,7 +81,7 @@ class _Writer:
                 if not self.variable(part, slot + i):
                     return False
             above = slot + len(cv.cvs)
-            self.node(_tree(cv.function), above, {part.name: slot + i for i, part in enumerate(cv.cvs)})
+            self.node(syntax_tree(cv.function), above, {part.name: slot + i for i, part in enumerate(cv.cvs)})
             self.add("copy", slot, above)
         else:
             return False

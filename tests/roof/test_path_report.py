@@ -4,41 +4,25 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import run_files
+from run_files import WELL
 
 from couloir import transition_states
 from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.build import build_engine
-from couloir.cli import main
 from couloir.paths_stage import stored_branches
 from couloir.run import Run
 from couloir.sampling.path_moves import Trial
 from couloir.sampling.path_tree import path_tree
 from couloir.trajectory import Trajectory
 
-TOY = """
-seed = 3
-[system]
-name = "double_well"
-[system.parameters]
-barrier = 5.0
-harmonic = 4.0
-[engine]
-kT = 1.0
-time_step = 0.002
-workers = 1
-[cv.x]
-type = "coordinate"
-index = 0
-[cv.y]
-type = "coordinate"
-index = 1
-[paths]
-from = "x < -0.8"
-to = "x > 0.8"
+TOY = (
+    WELL
+    + """
 n_paths = 200
-n_chains = 2
 committor = 16
 """
+)
 MOLECULE = """
 [system]
 name = "alanine_dipeptide"
@@ -58,10 +42,7 @@ committor = 2
 
 
 def run(folder, text=TOY):
-    (folder / "toy.toml").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        main(["run", str(folder / "toy.toml")])
-    return stop.value.code
+    return run_files.start(folder, text)
 
 
 def candidates(folder):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_files
 from rich.console import Console
+from run_files import WELL, couloir, edited
 
 from couloir.analysis.path_ensemble import PathEnsemble
-from couloir.cli import main
 from couloir.cv import Coordinate, Region
 from couloir.errors import ConfigError, DataError, SimulationError
 from couloir.export import export_run
@@ -23,30 +24,13 @@ from couloir.status import status_table
 from couloir.store import Store
 from couloir.trajectory import State
 
-TOY = """
-seed = 3
-[system]
-name = "double_well"
-[system.parameters]
-barrier = 5.0
-harmonic = 4.0
-[engine]
-kT = 1.0
-time_step = 0.002
-workers = 1
-[cv.x]
-type = "coordinate"
-index = 0
-[cv.y]
-type = "coordinate"
-index = 1
-[paths]
-from = "x < -0.8"
-to = "x > 0.8"
+TOY = (
+    WELL
+    + """
 n_paths = 60
-n_chains = 2
 move = "two-way"
 """
+)
 ALANINE = """
 [system]
 name = "alanine_dipeptide"
@@ -67,22 +51,8 @@ n_chains = 1
 """
 
 
-def edited(text, *changes):
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    return text
-
-
-def couloir(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return stop.value.code
-
-
 def start(folder, text=TOY):
-    (folder / "toy.toml").write_text(text)
-    return couloir("run", folder / "toy.toml")
+    return run_files.start(folder, text)
 
 
 def steps(run):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run_files
 from rich.console import Console
+from run_files import WELL, couloir, edited
 
 from couloir.analysis.surface import FreeEnergySurface
-from couloir.cli import main
 from couloir.cv import Coordinate
 from couloir.rates_stage import NAMES, backward, stored_cycles
 from couloir.report_rates import compare
@@ -20,28 +21,10 @@ from couloir.sampling.path_store import PathLog
 from couloir.status import status_table
 from couloir.store import Store
 
-TOY = """
-seed = 3
-[system]
-name = "double_well"
-[system.parameters]
-barrier = 3.0
-harmonic = 4.0
-[engine]
-kT = 1.0
-time_step = 0.002
-workers = 1
-[cv.x]
-type = "coordinate"
-index = 0
-[cv.y]
-type = "coordinate"
-index = 1
-[paths]
-from = "x < -0.8"
-to = "x > 0.8"
+TOY = (
+    edited(WELL, ("barrier = 5.0", "barrier = 3.0"))
+    + """
 n_paths = 8
-n_chains = 2
 move = "two-way"
 stride = 0.04
 [rates]
@@ -51,6 +34,7 @@ n_cycles = 240
 n_sets = 2
 record = ["x", "y"]
 """
+)
 WINDOWS = """
 [umbrella]
 along = "x"
@@ -68,22 +52,8 @@ bins = 24
 RESULTS = ("rates.json", "path_free_energy_x.npz", "path_free_energy_y.npz", "path_committor_x.csv", "path_committor_y.csv")
 
 
-def edited(text, *changes):
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    return text
-
-
-def couloir(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return stop.value.code
-
-
 def start(folder, text=TOY):
-    (folder / "toy.toml").write_text(text)
-    return couloir("run", folder / "toy.toml")
+    return run_files.start(folder, text)
 
 
 def rates(folder):

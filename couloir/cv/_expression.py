@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import CodeType
 from typing import Any
 
 from couloir.cv._native import constant
@@ -35,13 +37,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "step": (1, lambda xp, a: xp.where(a >= 0, xp.ones_like(a), xp.zeros_like(a))),
     "select": (3, lambda xp, a, b, c: xp.where(a != 0, b, c)),
 }
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: a**b,
-}
+_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 _HINT = 'write it like "cos(phi) + 2*psi^2"'
 
 
@@ -61,21 +57,37 @@ def check_expression(text: str, names: Iterable[str]) -> None:
 def evaluate_expression(text: str, values: Mapping[str, Any], xp: Any) -> Any:
     """Return the value of a checked expression for arrays ``values`` of the module ``xp``."""
     like = next(iter(values.values()))
+    code, known = _compiled(text, tuple(values), xp, like.dtype, like.device)
+    return eval(code, known, dict(values))
 
-    def value(node: ast.AST) -> Any:
-        if isinstance(node, ast.Constant):
-            return constant(node.value, like, xp)
-        if isinstance(node, ast.Name):
-            return values[node.id]
-        if isinstance(node, ast.UnaryOp):
-            return -value(node.operand) if isinstance(node.op, ast.USub) else value(node.operand)
-        if isinstance(node, ast.BinOp):
-            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
-        assert isinstance(node, ast.Call)
-        assert isinstance(node.func, ast.Name)
-        return _FUNCTIONS[node.func.id][1](xp, *(value(argument) for argument in node.args))
 
-    return value(syntax_tree(text))
+class _Numbers(ast.NodeTransformer):
+    """Replaces numbers by names, which no CV can have, so that they come as arrays of the right kind."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Name:
+        """Return the name of a number."""
+        assert isinstance(node.value, int | float)
+        name = f"number {len(self.found)}"
+        self.found[name] = node.value
+        return ast.copy_location(ast.Name(name, ast.Load()), node)
+
+
+@lru_cache(maxsize=1000)
+def _compiled(text: str, names: tuple[str, ...], xp: Any, dtype: Any, device: Any) -> tuple[CodeType, dict[str, Any]]:
+    """Return the code of an expression, and the functions and numbers that it knows, for arrays of one kind.
+
+    Nothing but arithmetic of ``names`` ever becomes code: all else is refused here as well.
+    """
+    _checked(text, set(names))
+    numbers = _Numbers()
+    tree = numbers.visit(copy.deepcopy(syntax_tree(text)))
+    like = xp.empty(0, dtype=dtype, device=device)
+    known = {name: partial(of, xp) for name, (_, of) in _FUNCTIONS.items()}
+    known |= {name: constant(number, like, xp) for name, number in numbers.found.items()}
+    return compile(ast.Expression(tree), text, "eval"), {"__builtins__": {}, **known}
 
 
 @lru_cache(maxsize=1000)
@@ -101,7 +113,7 @@ def _checked(text: str, names: set[str]) -> list[ast.AST]:
             if len(node.args) != _FUNCTIONS[node.func.id][0]:
                 raise ConfigError(f"{node.func.id} takes {_FUNCTIONS[node.func.id][0]} argument(s) in {text!r}", _HINT)
             open_nodes.extend(node.args)
-        elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATORS):
             open_nodes.extend([node.left, node.right])
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
             open_nodes.append(node.operand)

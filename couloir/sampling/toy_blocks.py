@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -132,8 +133,7 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
         part(slice(0, m))
     else:
         edges = np.linspace(0, m, n_threads + 1).astype(int)
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(part, [slice(a, b) for a, b in pairwise(edges)]))
+        list(_pool(n_threads).map(part, [slice(a, b) for a, b in pairwise(edges)]))
     task.x[active], task.v[active], task.rng[active], task.finished[active] = x, v, rng, finished
     task.done[active] += done
     kept = done // task.per_frame if task.per_frame else 0 * done
@@ -141,6 +141,12 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
         Block(values[w, :k], energies[w, :k], positions[w, : kept[w]], speeds[w, : kept[w]] if keep else positions[w, :0])
         for w, k in enumerate(done)
     ]
+
+
+@cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    """Return threads that stay: starting some takes longer than many a block."""
+    return ThreadPoolExecutor(n_threads)
 
 
 def _numpy_block(

@@ -21,7 +21,7 @@ from couloir.cv.base import CollectiveVariable
 from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError
 from couloir.sampling.interface_ensembles import departures, require_boundary
-from couloir.sampling.interface_starts import leave
+from couloir.sampling.interface_starts import TIMES_KEPT, evenly, leave
 from couloir.sampling.path_store import PathLog, bare
 from couloir.sampling.velocities import turned_paths
 from couloir.store import Store
@@ -48,12 +48,13 @@ class Pilot:
 
     Attributes
     ----------
-    n_chains : paths moved side by side.
+    n_chains : paths moved side by side.  They do not exchange with ensembles below, so that channels are weighed as those are that
+        come up: few chains lose the one that matters at the barrier where another is easier at first.
     n_steps : moves of each that count; a third as many before do not.
     """
 
-    n_chains: int = 16
-    n_steps: int = 24
+    n_chains: int = 96
+    n_steps: int = 9
 
 
 def boundary(region_a: Region, along: CollectiveVariable) -> float:
@@ -136,14 +137,14 @@ def place(
     if not out:
         raise DataError(f"no path leaves A ({sampling.region_a}) and comes to A or B", "give paths from A to B")
     into = [path.state(len(path) - 1) for path in turned_paths(sampling.engine, out)]
-    starts = [into[i % len(into)] for i in range(pilot.n_chains)]
+    starts = [into[i % len(into)] for i in range(-(-pilot.n_chains // TIMES_KEPT))]
     chains = leave(sampling, starts, given[0].stride, integer_seed(seed, sampling.name, "out of A"))
     levels, first, seen = [float(sampling.interfaces[0])], list[Trajectory](), list[Visited]()
     while len(levels) <= MOST_INTERFACES:
         here = replace(sampling, interfaces=tuple(levels))
         chains = [chains[i % len(chains)] for i in range(pilot.n_chains)]
         visited = _pilot_run(here, chains, seed, pilot, store)
-        first += _some(visited, pilot.n_chains)
+        first += evenly(visited, pilot.n_chains)
         maxima = np.array([sampling.along.evaluate(path.positions).max() for path in visited])
         arrived = sampling.region_b.contains(np.array([path.positions[-1] for path in visited]))
         seen.append((maxima, arrived))
@@ -151,7 +152,7 @@ def place(
         if level is None:
             return replace(sampling, interfaces=even_levels(levels, seen), first=tuple(first))
         levels.append(level)
-        chains = _some([path for path, top in zip(visited, maxima, strict=True) if top >= level], pilot.n_chains)
+        chains = evenly([path for path, top in zip(visited, maxima, strict=True) if top >= level], pilot.n_chains)
     raise SimulationError(
         f"{MOST_INTERFACES} interfaces up to {sampling.along.name} = {levels[-1]:.4g} do not come near B ({sampling.region_b})",
         "check that the order parameter grows from A to B; give more pilot steps, or the interfaces yourself",
@@ -184,9 +185,3 @@ def _pilot_run(
     finally:
         log.commit()
     return visited
-
-
-def _some(paths: list[Trajectory], n: int) -> list[Trajectory]:
-    """Return at most ``n`` different ones, evenly picked."""
-    distinct = list({id(path): path for path in paths}.values())
-    return [distinct[i] for i in np.unique(np.linspace(0, len(distinct) - 1, n).round().astype(int))]

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 PATIENCE = 200
 """Rounds of shots without a path that crosses the next interface, after which the climb gives up."""
 TIMES_OUT = 8
-"""Times that dynamics leaves A and comes back, before its paths are taken to be those of A."""
+"""Times that each walker leaves A and comes back."""
+TIMES_KEPT = 4
+"""Of these times, how many of the last give paths: those before may still remember where the walker came from."""
+LEAST_ROUNDS = 8
+"""Rounds of shots from each interface, so that the first paths to cross the next one do not all descend from one."""
 
 
 def initial_paths(
@@ -45,33 +49,39 @@ def initial_paths(
     SimulationError : nothing left A, or nothing crossed an interface, within ``patience`` rounds.
     """
     every = convert(stride, "ps", "stride")
-    found = leave(sampling, [start] * n_shots, every, seed, patience)
-    farthest = _tops(sampling, found)
-    climbed = list(found)
+    chains = leave(sampling, [start] * -(-n_shots // TIMES_KEPT), every, seed, patience)
+    climbed = list(chains)
     for level, value in enumerate(sampling.interfaces[1:], start=1):
-        chains = [found[int(i)] for i in np.argsort(-farthest)][:n_shots]
+        found: dict[int, Trajectory] = {}
         for k in range(patience):
             tops = _tops(sampling, chains)
-            if tops.max() >= value:
+            found |= {id(path): path for path, top in zip(chains, tops, strict=True) if top >= value}
+            if found and k + 1 >= LEAST_ROUNDS:
                 break
             chains = _shot(sampling, chains, level, n_shots, integer_seed(seed, "climb", level, k))
-        else:
+        if not found:
             raise SimulationError(
                 f"no path crossed the interface at {sampling.along.name} = {value:g} in {patience} rounds of {n_shots} shots",
                 "put another interface before it, or give more shots",
             )
-        found = [path for path, top in zip(chains, tops, strict=True) if top >= value]
-        farthest = _tops(sampling, found)
-        climbed += found
+        chains = evenly(list(found.values()), n_shots)
+        climbed += chains
     return climbed
+
+
+def evenly(paths: Sequence[Trajectory], n: int) -> list[Trajectory]:
+    """Return at most ``n`` different ones, picked evenly: the farthest would all be of the channel that is easiest at first."""
+    distinct = list({id(path): path for path in paths}.values())
+    return [distinct[i] for i in np.unique(np.linspace(0, len(distinct) - 1, n).round().astype(int))]
 
 
 def leave(
     sampling: TransitionInterfaceSampling, starts: Sequence[State], stride: float, seed: int, patience: int = PATIENCE
 ) -> list[Trajectory]:
-    """Return a path of [0+] for every walker that dynamics from ``starts`` in A leads out of A and back :data:`TIMES_OUT` times.
+    """Return paths of [0+]: of every walker that dynamics from ``starts`` in A leads out of A and back, the last :data:`TIMES_KEPT`.
 
-    What leaves A right after it came in may still have the energy to go on to B; so only the last time counts.
+    What leaves A right after it came in may still have the energy to go on to B, or know by which channel it came; so each walker
+    is out :data:`TIMES_OUT` times, and only the last ones count.
 
     Parameters
     ----------
@@ -83,9 +93,9 @@ def leave(
     ------
     SimulationError : nothing left A and came to A or B again.
     """
-    states, last, times = list(starts), dict[int, Trajectory](), [0] * len(starts)
+    states, out = list(starts), [list[Trajectory]() for _ in starts]
     for k in range(patience):
-        going = [w for w, n in enumerate(times) if n < TIMES_OUT]
+        going = [w for w, paths in enumerate(out) if len(paths) < TIMES_OUT]
         if not going:
             break
         runs = _out_and_back(sampling, [states[w] for w in going], stride, integer_seed(seed, k))
@@ -93,11 +103,9 @@ def leave(
             left = departures([run], sampling.region_a, sampling.region_b) if run.ended == "stopped" else []
             stays = run.last is not None and bool(sampling.region_a.contains(run.last.positions[None])[0])
             states[w] = run.last if stays and run.last is not None else starts[w]
-            times[w] = times[w] + bool(left) if stays else 0
-            if left and stays:
-                last[w] = left[-1]
-    if last:
-        return [last[w] for w in sorted(last)]
+            out[w] = [*out[w], *left[-1:]] if stays else []
+    if any(out):
+        return [path for paths in out for path in paths[-TIMES_KEPT:]]
     raise SimulationError(
         f"dynamics from the start did not leave A ({sampling.region_a}) and come to A or B again in {patience} rounds",
         "start in A, move the first interface towards A, or raise max_duration",

@@ -170,7 +170,7 @@ def interrupted(where, after):
 
 
 def test_interrupted_and_continued_it_gives_the_same_numbers(finished, tmp_path, monkeypatch):
-    while_placing, within_a_cycle = ("rates/from B/pilot 1/steps", 20), ("rates/from B/steps", 40)
+    while_placing, within_a_cycle = ("rates/from B/pilot 1/steps", 8), ("rates/from B/steps", 40)
     for (where, after), text in (
         (while_placing, "There are no rates yet"),
         (within_a_cycle, "240 cycles from A and 27 from B are stored"),
@@ -200,8 +200,8 @@ def test_more_cycles_more_paths_and_other_records_go_on_from_the_store(mine, cap
 
 def test_rates_may_be_added_to_a_run_that_had_none(tmp_path):
     assert start(tmp_path, TOY[: TOY.index("[rates]")]) == 0
-    assert start(tmp_path, edited(TOY, ("n_cycles = 240", "n_cycles = 12"))) == 0
-    assert cycles(tmp_path) == (12, 12)
+    assert start(tmp_path, edited(TOY, ("n_cycles = 240", "n_cycles = 30"))) == 0
+    assert cycles(tmp_path) == (30, 30)
 
 
 def test_the_order_parameter_seen_from_b_is_minus_the_cv():

@@ -8,6 +8,7 @@ from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, StoreError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, potentials
 from couloir.sampling.interface_placement import Pilot, boundary, next_level
+from couloir.sampling.interface_starts import TIMES_KEPT, evenly, leave
 from couloir.store import Store
 from couloir.trajectory import Trajectory
 
@@ -124,3 +125,17 @@ def test_a_run_without_an_end_is_refused(reactive):
         sampling.run(reactive, seed=1)
     with pytest.raises(DataError, match="positive"):
         sampling.run(reactive, 10, relative_error=0.0, seed=1)
+
+
+def test_every_walker_gives_the_last_of_the_paths_by_which_it_left():
+    sampling = TransitionInterfaceSampling(WELL, A, B, X, (-0.8,), max_duration=100)
+    found = leave(sampling, [WELL.state(-1.0)] * 3, STRIDE, seed=1)
+    assert len(found) == len({path.positions.tobytes() for path in found}) == 3 * TIMES_KEPT
+    assert all(sampling.ensembles[1].accepts(path) for path in found)
+
+
+def test_paths_are_picked_evenly_and_once():
+    line = Trajectory(np.zeros((3, 1, 1)), STRIDE)
+    paths = [Trajectory(line.positions + k, STRIDE) for k in range(9)]
+    assert [path.positions[0, 0, 0] for path in evenly([paths[0], *paths], 3)] == [0, 4, 8]
+    assert evenly(paths[:2] * 3, 5) == paths[:2]

@@ -53,7 +53,8 @@ class InterfaceSamples:
     findings : what was unsure while sampling.
     outcomes : per outcome of a shot, how often each ensemble met it, (1 + n_interfaces,), [0-] first; empty when not known.
         Shots of cycles that were discarded count, too.
-    exchanges : per outcome of an exchange, how often each pair of neighbours met it, (n_interfaces,), [0-] with [0+] first.
+    exchanges : per outcome of an exchange, how often each pair of neighbours met it, (n_interfaces,), [0-] with [0+] first; with
+        permutations, accepted says that paths passed between the ensembles up to the one and those from the other on.
     force_evaluations : steps of dynamics that shots and exchanges spent; 0 when not known.
 
     Raises

@@ -159,8 +159,11 @@ def _reached(samples: InterfaceSamples, i: int) -> bool:
 
 
 def _memory(samples: InterfaceSamples, chains: list[int]) -> float:
-    """Return the steps chains need to forget their path in the slowest ensemble: a mean over chains, as short ones are noisy."""
-    worst = 1.0
+    """Return the steps chains need to forget their path in the slowest ensemble: a mean over chains, as short ones are noisy.
+
+    Where ensembles exchange paths, each forgets its own at once, and only how many paths of all reach an interface tells.
+    """
+    worst = _memory_of_all(samples, chains)
     levels = np.append(samples.interfaces, np.inf)
     for i in np.unique(samples.ensemble[np.isin(samples.chain, chains)]):
         found = []
@@ -175,6 +178,20 @@ def _memory(samples: InterfaceSamples, chains: list[int]) -> float:
             worst = max(worst, len(rows) / (1 + int(moved.sum())))
         worst = max(worst, float(np.mean(found, axis=0).max()))
     return worst
+
+
+def _memory_of_all(samples: InterfaceSamples, chains: list[int]) -> float:
+    """Return the slowest memory of how many paths of all ensembles reach an interface, or B."""
+    found = [np.ones(len(samples.interfaces) + 1)]
+    for c in chains:
+        rows = np.flatnonzero((samples.chain == c) & (samples.ensemble != MINUS))
+        if not len(rows):
+            continue
+        step = np.unique(samples.step[rows], return_inverse=True)[1]
+        reach = samples.maximum[rows, None] >= samples.interfaces
+        columns = np.column_stack([reach, samples.ends_in_b[rows]]).T
+        found.append([statistical_inefficiency(np.bincount(step, column)) for column in columns])
+    return float(np.mean(found[1:] or found, axis=0).max())
 
 
 def _findings(samples: InterfaceSamples, blocks: Blocks) -> tuple[Finding, ...]:

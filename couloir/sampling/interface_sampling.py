@@ -1,12 +1,13 @@
 """Transition interface sampling with replica exchange: how often a system leaves A, and how far it comes.
 
 Every ensemble [0-], [0+] ... [n-1+] of :mod:`couloir.sampling.interface_ensembles` holds one path per set.  In each cycle all
-paths of all sets are moved by shooting, then neighbours exchange theirs: [0-] with [0+], [1+] with [2+] ... in even
-cycles, [0+] with [1+], [2+] with [3+] ... in odd ones.
+paths of all sets are moved by shooting, then exchanged.
 
-- [i+] and [i+1+] exchange when the lower path reaches the higher interface: each weighs its paths alike, so that the
-  ratio of acceptance is 1 (van Erp, Phys. Rev. Lett. 98, 268301 (2007)).
-- [0-] and [0+] exchange by dynamics: the end of the excursion, one frame in A and one outside, is run forward until A
+- [0+] ... [n-1+] exchange theirs in every cycle.  Each weighs its paths alike, so that all ways to give them out in which every path
+  reaches its interface are as likely (van Erp, Phys. Rev. Lett. 98, 268301 (2007)), and one of them is drawn.  A path that comes far
+  may so pass from the first ensemble to the last at once, where swaps of neighbours diffuse; replica exchange with all permutations
+  is what infinite swapping averages over (Roet, Zhang & van Erp, J. Phys. Chem. A 126, 8878 (2022)).
+- [0-] and [0+] exchange by dynamics, in even cycles: the end of the excursion, one frame in A and one outside, is run forward until A
   or B and becomes the new departure, and the start of the departure, run backward until it is outside A, the new
   excursion.  Reversible dynamics makes this ratio 1 as well.
 
@@ -47,7 +48,7 @@ from couloir.sampling.path_sampling import OnProgress, described
 from couloir.sampling.path_store import PathLog, bare
 from couloir.sampling.velocities import fresh, has_velocities, turned, turned_paths
 from couloir.store import Store
-from couloir.streams import integer_seed
+from couloir.streams import integer_seed, stream
 from couloir.trajectory import Trajectory
 from couloir.units import convert
 
@@ -74,7 +75,7 @@ class TransitionInterfaceSampling:
     along : the order parameter; grows from A to B.
     interfaces : (n,) its values in ascending order, in its unit; the first is the boundary of A.
     move : one-way or two-way shooting.
-    swaps : whether neighbours exchange paths.
+    swaps : whether ensembles exchange paths.
     max_duration : ps; longer paths are not part of the ensembles.
     first : paths to start from when a run is given none.
     name : prefix of what is stored, and part of every random stream.
@@ -255,7 +256,7 @@ class TransitionInterfaceSampling:
         sets.apply(trials, k)
         if not self.swaps:
             return
-        sets.swap(odd=k % 2 == 1)
+        sets.permute([stream(seed, self.name, "set", s, "permutation", k) for s in range(sets.n_sets)])
         if k % 2 == 0:
             trials = next(replay, None)
             if trials is None:
@@ -352,8 +353,9 @@ class TransitionInterfaceSampling:
                 total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
         return {
             "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "along": self.along.to_dict(),
-            "interfaces": list(self.interfaces), "move": described(self.move), "swaps": self.swaps, "n_sets": n_sets,
-            "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
+            "interfaces": list(self.interfaces), "move": described(self.move), "n_sets": n_sets, "seed": seed,
+            "swaps": "all permutations" if self.swaps else False, "first": total.hexdigest(),
+            "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride,
         }  # fmt: skip
 
 

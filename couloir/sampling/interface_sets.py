@@ -47,7 +47,8 @@ class InterfaceSets:
     made_by : the cycle that made each frame of each path; 0: a first path.
     free : the first cycle after which no path held a frame of a first one, or None as long as some do.
     outcomes : per outcome of a shot, how often each ensemble met it.
-    exchanges : per outcome of an exchange, how often each pair of neighbours met it; [0-] with [0+] first.
+    exchanges : per outcome of an exchange, how often each pair of neighbours met it; [0-] with [0+] first.  Of the others, the exchange
+        of a cycle is accepted where paths pass between the ensembles up to the one and those from the other on.
     passages : how often exchanges carried a path's lineage from [0-] to the last ensemble, in all sets together.
     cut : trials of each ensemble that came to the maximum length, in shots and exchanges.
     force_evaluations : steps of dynamics spent.
@@ -113,19 +114,28 @@ class InterfaceSets:
             if new_in is None or new_out is None:
                 continue
             end, begin = self.made_by[c_in][-2:], self.made_by[c_out][:2]
-            _swap(self._lineage, c_in, c_out)
+            _reorder(self._lineage, (c_in, c_out), (c_out, c_in))
             self._move(c_in, new_in, np.append(np.full(len(new_in) - 2, step, dtype=np.int64), begin))
             self._move(c_out, new_out, np.append(end, np.full(len(new_out) - 2, step, dtype=np.int64)))
 
-    def swap(self, odd: bool) -> None:
-        """Exchange the paths of [i+] and [i+1+], for every second i, where the lower one reaches the higher interface."""
-        for lower in range(1 if odd else 2, self.n_ensembles - 1, 2):
-            for c in self.of(lower):
-                reaches = self._facts[c][0] >= self.sampling.interfaces[lower]  # the interface of ensemble lower + 1, as [0-] has none
-                self.exchanges["accepted" if reaches else "ensemble"][lower] += 1
-                if reaches:
-                    for held in (self.paths, self.made_by, self._facts, self._values, self._lineage):
-                        _swap(held, c, c + 1)
+    def permute(self, draws: Sequence[np.random.Generator]) -> None:
+        """Give the paths of [0+] ... [n-1+] of each set to these ensembles anew: any way in which each is in its ensemble is as likely.
+
+        A path that reaches an interface reaches all before it.  From the last ensemble on, each takes one of the paths that reach
+        its interface and are left; how many these are does not depend on what was taken before, so that no way is preferred.
+        """
+        for s, rng in enumerate(draws):
+            places = [s * self.n_ensembles + e for e in range(1, self.n_ensembles)]
+            left, source = list(places), list(places)
+            for e in reversed(range(len(places))):
+                able = [c for c in left if self._facts[c][0] >= self.sampling.interfaces[e]]
+                source[e] = able[int(rng.integers(len(able)))] if len(able) > 1 else able[0]
+                left.remove(source[e])
+            for held in (self.paths, self.made_by, self._facts, self._values, self._lineage):
+                _reorder(held, places, source)
+            for e in range(1, len(places)):  # of the pairs [0+] [1+], ...
+                crossed = any(c >= places[e] for c in source[:e])
+                self.exchanges["accepted" if crossed else "ensemble"][e] += 1
 
     def note(self, step: int) -> None:
         """Note every path at the end of a cycle."""
@@ -255,5 +265,6 @@ class InterfaceSets:
         return float(values.max()), float(values.min()), len(path), bool(self.sampling.region_b.contains(path.positions[-1:])[0])
 
 
-def _swap(entries: list[Any], a: int, b: int) -> None:
-    entries[a], entries[b] = entries[b], entries[a]
+def _reorder(entries: list[Any], places: Sequence[int], source: Sequence[int]) -> None:
+    for c, entry in zip(places, [entries[c] for c in source], strict=True):
+        entries[c] = entry

@@ -1,6 +1,7 @@
 """Interface sampling gives flux and crossing probabilities: exactly known ones of a chain, and those of brute force."""
 
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -187,7 +188,7 @@ def test_no_returned_path_holds_a_frame_of_a_first_path_but_the_cycle_before_som
     first = initial_paths(sampling, LOW.state(-1.0), stride=STRIDE, seed=2, n_shots=4)
     first += LOW.propagate([LOW.state(-1.0)], duration=20, stride=STRIDE, seed=1, velocities=True)  # holds excursions
     frames = {tuple(x.ravel()) for path in first for x in path.positions}
-    samples = sampling.run(first, 90, seed=3, n_sets=2, discard=0, keep_paths=True)
+    samples = sampling.run(first, 110, seed=3, n_sets=2, discard=0, keep_paths=True)
     assert not samples.findings
     assert samples.step.min() > 2
     assert not any(holds(path, frames) for path in samples.paths)
@@ -224,7 +225,7 @@ def test_what_became_of_shots_and_exchanges_is_counted():
     n_sets, cycles = 3, 40
     samples = walk_sampling(ShootingMove.two_way()).run(first_path(), cycles, seed=1, n_sets=n_sets)
     np.testing.assert_array_equal(sum(samples.outcomes.values()), [n_sets * cycles] * 4)
-    np.testing.assert_array_equal(sum(samples.exchanges.values()), [n_sets * cycles / 2] * 3)
+    np.testing.assert_array_equal(sum(samples.exchanges.values()), [n_sets * cycles / 2, *[n_sets * cycles] * 2])
     assert (samples.outcomes["accepted"] > 0).all()
     assert (samples.exchanges["accepted"] > 0).all()
     assert samples.force_evaluations > n_sets * cycles * 4
@@ -256,14 +257,35 @@ def test_an_exchange_whose_dynamics_breaks_down_is_a_failure_and_not_one_that_ta
     assert "paths-cut" not in [f.code for f in sets.samples(0).findings]
 
 
+def test_every_way_to_give_out_paths_in_which_each_reaches_its_interface_is_as_likely():
+    sampling = TransitionInterfaceSampling(WALK, X < 1.5, X > 5.5, X, LEVELS, max_duration=2000)
+    tops = (3, 4, 4)  # the first may be in [0+] and [1+] only, so that 4 of 6 ways are possible
+    paths = [first_path((2, 1, 2)), *[first_path((1, 2, *range(3, top + 1), 3, 2, 1)) for top in tops]]
+    sets = InterfaceSets(sampling, list(paths), 1)
+    seen, n = Counter(), 4000
+    for k in range(n):
+        sets.permute([np.random.default_rng(k)])
+        assert sets.paths[0] is paths[0]
+        seen[tuple(next(i for i, path in enumerate(paths) if path is held) for held in sets.paths[1:])] += 1
+    assert set(seen) == {(1, 2, 3), (1, 3, 2), (2, 1, 3), (3, 1, 2)}
+    assert stats.chisquare(list(seen.values())).pvalue > 1e-5
+    # [0+] holds the first path in half of the ways, which are drawn independently; [2+] holds either of the others
+    for pair, share in ((1, 1 - (1 / 2**2 + 2 / 4**2)), (2, 1 / 2)):
+        assert stats.binomtest(int(sets.exchanges["accepted"][pair]), n, share).pvalue > 1e-5
+        assert sets.exchanges["accepted"][pair] + sets.exchanges["ensemble"][pair] == n
+
+
 @pytest.mark.parametrize("top", [3.0, 2.0])
-def test_neighbours_exchange_when_the_lower_path_touches_the_interface(top):
+def test_a_path_that_touches_an_interface_may_pass_to_its_ensemble(top):
     sampling = TransitionInterfaceSampling(WALK, X < 1.5, X > 5.5, X, (1.5, 3.0), max_duration=2000)
     low, high = first_path((1, 2, top, 2, 1)), first_path()
-    sets = InterfaceSets(sampling, [first_path((2, 1, 2)), low, high], 1)
-    sets.swap(odd=True)
-    assert (sets.paths[2] is low) == (top >= 3.0)
-    assert sets.exchanges["accepted"].tolist() == [0, int(top >= 3.0)]
+    passed = set()
+    for k in range(40):
+        sets = InterfaceSets(sampling, [first_path((2, 1, 2)), low, high], 1)
+        sets.permute([np.random.default_rng(k)])
+        passed.add(sets.paths[2] is low)
+        assert sets.exchanges["accepted"].tolist() == [0, int(sets.paths[2] is low)]
+    assert passed == ({True, False} if top >= 3.0 else {False})
 
 
 def test_jumps_from_a_to_b_between_frames_are_found():
@@ -284,23 +306,30 @@ def test_an_order_parameter_that_wraps_along_a_path_is_found():
         assert ("wraps-around" in [f.code for f in sets.samples(0).findings]) == wraps
 
 
+class Picks:
+    """What draws permutations, and picks the first path that is left, or the last: then all stay where they are."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def integers(self, n):
+        return 0 if self.first else n - 1
+
+
 def test_passages_from_the_state_to_the_last_ensemble_are_counted():
     sampling = walk_sampling(ShootingMove.one_way())  # [0-], [0+], [1+], [2+]
     sets = InterfaceSets(sampling, [first_path((2, 1, 2)), *[first_path()] * 3], 1)
-    out, back = first_path((1, 2, 3, 4, 5, 6)), first_path((3, 1, 2))
+    rejected = [Trial(None, False, "ensemble", 0.0, -1, -1, "both", None, 0)] * 2
+    back_and_out = first_path((3, 1, 2)), first_path((1, 2, 3, 4, 5, 6))
+    taken = [Trial(path, True, "accepted", 0.0, -1, -1, "both", None, 0) for path in back_and_out]
     counted = []
     for cycle in range(1, 7):
-        if cycle % 2:
-            sets.swap(odd=True)  # [0+] with [1+]
-        else:
-            sets.swap(odd=False)  # [1+] with [2+]
-            rejected = [Trial(None, False, "ensemble", 0.0, -1, -1, "both", None, 0)] * 2
-            taken = [Trial(path, True, "accepted", 0.0, -1, -1, "both", None, 0) for path in (back, out)]
+        sets.permute([Picks(first=cycle in (3, 6))])  # then what is in [0+] comes to [2+]
+        if cycle in (2, 5):
             sets.apply_exchange([*taken, *rejected], cycle)
         sets.note(cycle)
         counted.append(sets.passages)
-    # what is in [0-] after cycle 0 comes to [0+] in cycle 2, [1+] in 3 and [2+] in 4; the next in 6
-    assert counted == [0, 0, 0, 1, 1, 2]
+    assert counted == [0, 0, 1, 1, 1, 2]
     assert "few-passages" in [f.code for f in sets.samples(0).findings]
     many = sampling.run(first_path(), 60, seed=1, n_sets=8)
     assert "few-passages" not in [f.code for f in many.findings]

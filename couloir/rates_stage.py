@@ -170,7 +170,7 @@ def saved_rates(run: Run) -> dict[str, Any] | None:
 
 
 def stored_cycles(run: Run) -> tuple[int, int]:
-    """Return how many cycles either side has taken; an even cycle is written in two steps, shots and exchange, an odd one in one."""
+    """Return how many cycles either side has taken; every shot is a step that is written, and so is the exchange of an even cycle."""
     out = []
     for name in NAMES.values():
         if not run.store.count(f"{name}/steps"):
@@ -178,7 +178,9 @@ def stored_cycles(run: Run) -> tuple[int, int]:
             continue
         last = run.store.chunk(f"{name}/steps", -1)
         steps = int(last["begin"][0]) + len(last["reason"])
-        out.append((2 * steps + 1) // 3)
+        shots = int((run.store.get(f"{name}/plan") or {}).get("shots", 1))
+        pairs, rest = divmod(steps, 2 * shots + 1)
+        out.append(2 * pairs + int(rest >= shots))
     return out[0], out[1]
 
 

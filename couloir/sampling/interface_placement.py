@@ -38,6 +38,10 @@ SHARE = 0.3
 """Share of the paths of an ensemble that the next interface is placed to be reached by."""
 NEAR_B = 0.2
 """Share of paths that come to B from which on there is no further interface."""
+MOST_SHOTS = 8
+"""Most moves of a path in a cycle."""
+N_INSIDE = 16
+"""Paths of [0-] that are made to start from, and to see how long they are."""
 MOST_INTERFACES = 60
 """Interfaces after which placement gives up."""
 
@@ -139,7 +143,8 @@ def place(
     into = [path.state(len(path) - 1) for path in turned_paths(sampling.engine, out)]
     starts = [into[i % len(into)] for i in range(-(-pilot.n_chains // TIMES_KEPT))]
     chains = leave(sampling, starts, given[0].stride, integer_seed(seed, sampling.name, "out of A"))
-    levels, first, seen = [float(sampling.interfaces[0])], list[Trajectory](), list[Visited]()
+    inside = sampling.into(chains[:: max(1, len(chains) // N_INSIDE)], integer_seed(seed, sampling.name, "into A"))
+    levels, first, seen, lengths = [float(sampling.interfaces[0])], list(inside), list[Visited](), list[float]()
     while len(levels) <= MOST_INTERFACES:
         here = replace(sampling, interfaces=tuple(levels))
         chains = [chains[i % len(chains)] for i in range(pilot.n_chains)]
@@ -148,9 +153,13 @@ def place(
         maxima = np.array([sampling.along.evaluate(path.positions).max() for path in visited])
         arrived = sampling.region_b.contains(np.array([path.positions[-1] for path in visited]))
         seen.append((maxima, arrived))
+        lengths.append(float(np.mean([len(path) for path in visited])))
         level = next_level(maxima, arrived)
         if level is None:
-            return replace(sampling, interfaces=even_levels(levels, seen), first=tuple(first))
+            interfaces = even_levels(levels, seen)
+            outside = float(np.mean(lengths)) * len(interfaces)
+            shots = round(float(np.mean([len(path) for path in inside])) / outside)
+            return replace(sampling, interfaces=interfaces, first=tuple(first), shots=min(max(shots, 1), MOST_SHOTS))
         levels.append(level)
         chains = evenly([path for path, top in zip(visited, maxima, strict=True) if top >= level], pilot.n_chains)
     raise SimulationError(

@@ -1,9 +1,9 @@
 """Transition interface sampling with replica exchange: how often a system leaves A, and how far it comes.
 
 Every ensemble [0-], [0+] ... [n-1+] of :mod:`couloir.sampling.interface_ensembles` holds one path per set.  In each cycle all
-paths of all sets are moved by shooting, then exchanged.
+paths of all sets are moved by shooting, as often as ``shots`` says, and then exchanged.
 
-- [0+] ... [n-1+] exchange theirs in every cycle.  Each weighs its paths alike, so that all ways to give them out in which every path
+- [0+] ... [n-1+] exchange theirs after every move.  Each weighs its paths alike, so that all ways to give them out in which every path
   reaches its interface are as likely (van Erp, Phys. Rev. Lett. 98, 268301 (2007)), and one of them is drawn.  A path that comes far
   may so pass from the first ensemble to the last at once, where swaps of neighbours diffuse; replica exchange with all permutations
   is what infinite swapping averages over (Roet, Zhang & van Erp, J. Phys. Chem. A 126, 8878 (2022)).
@@ -77,12 +77,13 @@ class TransitionInterfaceSampling:
     move : one-way or two-way shooting.
     swaps : whether ensembles exchange paths.
     max_duration : ps; longer paths are not part of the ensembles.
+    shots : moves of every path in a cycle, but one of [0-]: where A holds the system for long, that one costs more than all others.
     first : paths to start from when a run is given none.
     name : prefix of what is stored, and part of every random stream.
 
     Raises
     ------
-    DataError : the interfaces do not ascend, or the move is one that carries an anchor.
+    DataError : the interfaces do not ascend, the move is one that carries an anchor, or ``shots`` is less than 1.
     """
 
     engine: Engine
@@ -93,6 +94,7 @@ class TransitionInterfaceSampling:
     move: ShootingMove = field(default_factory=ShootingMove.one_way)
     swaps: bool = True
     max_duration: Any = field(kw_only=True)
+    shots: int = field(default=1, kw_only=True)
     first: tuple[Trajectory, ...] = field(default=(), kw_only=True, repr=False)
     name: str = field(default="interfaces", kw_only=True)
 
@@ -103,6 +105,8 @@ class TransitionInterfaceSampling:
             raise DataError(f"interfaces = {values}, expected at least one, in ascending order")
         if self.move.offsets:
             raise DataError(f"{self.move} carries an anchor, which exchanges would lose", "use ShootingMove.one_way() or two_way()")
+        if self.shots < 1:
+            raise DataError(f"shots = {self.shots}, expected at least 1 in a cycle")
 
     @classmethod
     def from_paths(
@@ -122,7 +126,8 @@ class TransitionInterfaceSampling:
     ) -> TransitionInterfaceSampling:
         """Return a sampling that starts from reactive paths, with interfaces placed by pilot runs.
 
-        About three in ten paths of each ensemble reach the next interface; the first is where A ends along ``along``.
+        About three in ten paths of each ensemble reach the next interface; the first is where A ends along ``along``.  Paths are moved
+        so often in a cycle that all of them together take about as long as [0-] does, at most :data:`MOST_SHOTS` times.
 
         Parameters
         ----------
@@ -247,16 +252,18 @@ class TransitionInterfaceSampling:
 
     def _cycle(self, sets: InterfaceSets, k: int, seed: int, stored: Iterable[list[Trial]], log: PathLog) -> None:
         replay = iter(stored)
-        trials = next(replay, None)
-        if trials is None:
-            seeds = [integer_seed(seed, self.name, "set", s, "ensemble", e, "step", k) for s, e in sets.places]
-            ensembles = [self.ensembles[e] for _, e in sets.places]
-            trials = self.move.propose(self.engine, sets.paths, ensembles, seeds=seeds, max_frames=sets.max_frames)
-            log.add(trials, sets.paths)
-        sets.apply(trials, k)
+        for shot in range(self.shots):
+            moved = [c for c, (_, e) in enumerate(sets.places) if e > 0 or shot == 0]
+            trials = next(replay, None)
+            if trials is None:
+                trials = self._shots(sets, moved, (k, shot) if shot else (k,), seed)
+                log.add(trials, sets.paths)
+            sets.apply(trials, k, moved)
+            if self.swaps:
+                key = (k, shot) if shot else (k,)
+                sets.permute([stream(seed, self.name, "set", s, "permutation", *key) for s in range(sets.n_sets)])
         if not self.swaps:
             return
-        sets.permute([stream(seed, self.name, "set", s, "permutation", k) for s in range(sets.n_sets)])
         if k % 2 == 0:
             trials = next(replay, None)
             if trials is None:
@@ -264,6 +271,16 @@ class TransitionInterfaceSampling:
                 trials = self._exchange(sets, seeds)
                 log.add(trials, sets.paths)
             sets.apply_exchange(trials, k)
+
+    def _shots(self, sets: InterfaceSets, moved: Sequence[int], key: tuple[int, ...], seed: int) -> list[Trial]:
+        """Return a shot of each path in ``moved``; those of the others change nothing."""
+        places = [sets.places[c] for c in moved]
+        seeds = [integer_seed(seed, self.name, "set", s, "ensemble", e, "step", *key) for s, e in places]
+        ensembles, paths = [self.ensembles[e] for _, e in places], [sets.paths[c] for c in moved]
+        out = [_rejected("ensemble", 0) for _ in sets.paths]
+        for c, trial in zip(moved, self.move.propose(self.engine, paths, ensembles, seeds=seeds, max_frames=sets.max_frames), strict=True):
+            out[c] = trial
+        return out
 
     def _exchange(self, sets: InterfaceSets, seeds: Sequence[int]) -> list[Trial]:
         """Return trials of [0-] and [0+] that take each other's end and run on from it; those of the others change nothing."""
@@ -313,7 +330,7 @@ class TransitionInterfaceSampling:
                 "give paths that do, or raise max_duration",
             )
         maxima = [float(self.along.evaluate(path.positions).max()) for path in out]
-        inside = [path for path in excursions(given, self.region_a) if len(path) <= longest] or self._into(out[0], longest, seed)
+        inside = [path for path in excursions(given, self.region_a) if len(path) <= longest] or self.into(out[:1], seed)
         starts = []
         for s in range(n_sets):
             starts.append(inside[s % len(inside)])
@@ -327,14 +344,23 @@ class TransitionInterfaceSampling:
                 starts.append(crossing[s % len(crossing)])
         return starts
 
-    def _into(self, departure: Trajectory, longest: int, seed: int) -> list[Trajectory]:
-        path = self._run_on([piece(departure, 0, 2)], 0, [integer_seed(seed, "into A")], longest)[0]
-        if path.ended != "stopped":
+    def into(self, departures: Sequence[Trajectory], seed: int) -> list[Trajectory]:
+        """Return paths of [0-], run backward from where departures leave A.
+
+        Raises
+        ------
+        DataError : none leaves A again within ``max_duration``.
+        """
+        starts = [piece(path, 0, 2) for path in departures]
+        seeds = [integer_seed(seed, "into A", i) for i in range(len(starts))]
+        paths = self._run_on(starts, 0, seeds, self.max_frames(starts[0].stride))
+        done = [bare(path) for path in paths if path.ended == "stopped"]
+        if not done:
             raise DataError(
                 f"dynamics into A ({self.region_a}) did not leave it again within max_duration = {self.max_duration}",
                 "raise max_duration, or move the first interface towards A",
             )
-        return [bare(path)]
+        return done
 
     def _moving(self, path: Trajectory, seed: int) -> Trajectory:
         """Return a path with velocities where the engine has them and without where it has none."""
@@ -353,7 +379,7 @@ class TransitionInterfaceSampling:
                 total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
         return {
             "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "along": self.along.to_dict(),
-            "interfaces": list(self.interfaces), "move": described(self.move), "n_sets": n_sets, "seed": seed,
+            "interfaces": list(self.interfaces), "move": described(self.move), "shots": self.shots, "n_sets": n_sets, "seed": seed,
             "swaps": "all permutations" if self.swaps else False, "first": total.hexdigest(),
             "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride,
         }  # fmt: skip

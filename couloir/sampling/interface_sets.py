@@ -92,9 +92,10 @@ class InterfaceSets:
         """Return where the paths of one ensemble are, set after set."""
         return [s * self.n_ensembles + ensemble for s in range(self.n_sets)]
 
-    def apply(self, trials: Sequence[Trial], step: int) -> None:
-        """Take one shot of every path."""
-        for c, trial in enumerate(trials):
+    def apply(self, trials: Sequence[Trial], step: int, moved: Sequence[int]) -> None:
+        """Take one shot of every path in ``moved``; the trials are of all."""
+        for c in moved:
+            trial = trials[c]
             self.outcomes[trial.reason][self.places[c][1]] += 1
             self.cut[self.places[c][1]] += trial.reason == "max length"
             self.force_evaluations += trial.force_evaluations

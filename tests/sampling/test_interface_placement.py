@@ -7,6 +7,7 @@ from couloir.cv.composite import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, StoreError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, potentials
+from couloir.sampling.interface_ensembles import departures
 from couloir.sampling.interface_placement import Pilot, boundary, next_level
 from couloir.sampling.interface_starts import TIMES_KEPT, evenly, leave
 from couloir.store import Store
@@ -14,6 +15,7 @@ from couloir.trajectory import Trajectory
 
 X = Coordinate(0, "x")
 WELL = ToyEngine(potentials.double_well(), kT=0.35, time_step=0.01, friction=1.0, threads=1)
+COLD = ToyEngine(potentials.double_well(), kT=0.12, time_step=0.01, friction=1.0, threads=1)
 A, B = X < -0.8, X > 0.8
 STRIDE = 0.02
 PILOT = Pilot(n_chains=10, n_steps=15)
@@ -43,6 +45,17 @@ def test_interfaces_lie_between_a_and_b_and_a_good_share_of_paths_reaches_each(r
     assert "rare-crossing" not in [f.code for f in samples.crossing.findings]
 
 
+def test_paths_are_moved_as_often_as_it_takes_for_all_to_last_as_long_as_those_in_a(reactive):
+    sampling = placed(reactive)
+    assert sampling.shots == 1
+    warm = ToyEngine(potentials.double_well(), kT=0.2, time_step=0.01, friction=1.0, threads=1)
+    deep = TransitionInterfaceSampling.from_paths(reactive, warm, X < -0.4, B, along=X, seed=1, pilot=PILOT, max_duration=10_000)
+    samples = deep.run(n_cycles=20, seed=2, n_sets=4)
+    inside, outside = (samples.length[(samples.ensemble < 0) == there].sum() for there in (True, False))
+    assert 0.3 < deep.shots * outside / inside < 3
+    assert deep.shots > 1
+
+
 def test_paths_from_a_to_b_serve_the_other_side_too(reactive):
     back = LinearCombination((X,), (-1.0,), "back")
     sampling = TransitionInterfaceSampling.from_paths(
@@ -54,11 +67,12 @@ def test_paths_from_a_to_b_serve_the_other_side_too(reactive):
 
 def test_even_the_shortest_pilot_forgets_that_the_given_paths_came_to_b(reactive):
     # of what leaves A at this temperature, one path in thousands comes to B
-    cold = ToyEngine(potentials.double_well(), kT=0.12, time_step=0.01, friction=1.0, threads=1)
     short = Pilot(n_chains=6, n_steps=1)
-    sampling = TransitionInterfaceSampling.from_paths(reactive, cold, A, B, along=X, seed=1, pilot=short, max_duration=100)
+    sampling = TransitionInterfaceSampling.from_paths(reactive, COLD, A, B, along=X, seed=1, pilot=short, max_duration=100)
     assert len(sampling.interfaces) > 3
-    assert all(X.evaluate(path.positions).max() < 0.0 for path in sampling.first[:6])
+    left = departures(sampling.first[:14], A, B)
+    assert len(left) >= 6
+    assert all(X.evaluate(path.positions).max() < 0.0 for path in left)
 
 
 def test_a_run_goes_on_until_the_relative_error_is_reached_and_not_much_longer(reactive):

@@ -85,10 +85,10 @@ def per_set(samples, ensemble, values):
     return np.bincount(samples.chain[chosen], values[chosen]) / np.bincount(samples.chain[chosen])
 
 
-@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize(("swaps", "shots"), [(True, 1), (True, 3), (False, 1)])
 @pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
-def test_crossing_probabilities_and_flux_of_a_chain_are_exact(move, swaps):
-    samples = walk_sampling(move, swaps=swaps).run(first_path(), 45, seed=4, n_sets=40)
+def test_crossing_probabilities_and_flux_of_a_chain_are_exact(move, swaps, shots):
+    samples = walk_sampling(move, swaps=swaps, shots=shots).run(first_path(), 45, seed=4, n_sets=40)
     exact = {
         "P(1|0)": (per_set(samples, 0, samples.maximum > 2.5), WALK.reach(2, 3, 1)),
         "P(2|1)": (per_set(samples, 1, samples.maximum > 3.5), WALK.reach(3, 4, 1)),
@@ -231,6 +231,9 @@ def test_what_became_of_shots_and_exchanges_is_counted():
     assert samples.force_evaluations > n_sets * cycles * 4
     assert "[0-] [0+]" in str(samples)
     assert f"{samples.force_evaluations} force evaluations" in str(samples)
+    more = walk_sampling(ShootingMove.two_way(), shots=4).run(first_path(), cycles, seed=1, n_sets=n_sets)
+    np.testing.assert_array_equal(sum(more.outcomes.values()), np.array([1, 4, 4, 4]) * n_sets * cycles)
+    np.testing.assert_array_equal(sum(more.exchanges.values()), np.array([0.5, 4, 4]) * n_sets * cycles)
     alone = walk_sampling(ShootingMove.two_way(), swaps=False).run(first_path(), 5, seed=1)
     assert not any(count.any() for count in alone.exchanges.values())
 
@@ -344,8 +347,9 @@ def test_velocities_lead_along_every_path_also_after_exchanges():
         assert np.abs(np.diff(x) / STRIDE - (v[1:] + v[:-1]) / 2).max() < 0.3
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path):
-    sampling = walk_sampling(ShootingMove.one_way())
+@pytest.mark.parametrize("shots", [1, 3])
+def test_an_interrupted_run_goes_on_bit_for_bit(shots, tmp_path):
+    sampling = walk_sampling(ShootingMove.one_way(), shots=shots)
     whole = sampling.run(first_path(), 12, seed=5, n_sets=2)
 
     def stop_at_seven(done, _):

@@ -57,7 +57,7 @@ class Scale:
     brute: tuple[float, float]
 
 
-SCALES = {"small": Scale(300, 8, (50.0, 50.0)), "paper": Scale(1000, 8, (300.0, 700.0))}
+SCALES = {"small": Scale(300, 8, (50.0, 50.0)), "paper": Scale(800, 8, (300.0, 700.0))}
 
 
 def paths() -> tuple[PathEnsemble, int, int]:

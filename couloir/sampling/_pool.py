@@ -6,12 +6,14 @@ reused by later calls.  They ignore Ctrl-C (the parent kills them) and end thems
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any, TypeVar
 
 from couloir.errors import SimulationError
@@ -22,6 +24,10 @@ Result = TypeVar("Result")
 _WORKER_FLAG = "COULOIR_WORKER"
 _ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", _WORKER_FLAG), "1")
 _IDLE_SECONDS = 300
+_GROUP_SECONDS = 0.02
+"""Time that a group of short tasks is to take: handing over one costs about half a millisecond."""
+_seconds: dict[Callable[..., Any], float] = {}
+"""What a task of each function took on average, the last time that tasks of unknown length were run."""
 _threads: dict[int, ThreadPoolExecutor] = {}
 
 
@@ -37,6 +43,7 @@ def run_tasks(
     *,
     processes: bool,
     on_done: Callable[[int, Result], None] | None = None,
+    short: bool = False,
 ) -> list[Result]:
     """Run ``function`` on every task and return the results in order.
 
@@ -46,6 +53,7 @@ def run_tasks(
     workers : how many run at once; one worker or one task runs inline, and so does everything inside a worker.
     processes : worker processes; otherwise threads.
     on_done : called with (index, result) in the calling thread as tasks finish.
+    short : tasks may take so little time that several are handed over together, if those before did.
 
     Raises
     ------
@@ -65,7 +73,12 @@ def run_tasks(
     else:
         for _attempt in range(2):  # tasks are pure functions of their data, so a lost worker's task is simply run again
             try:
-                _run_pooled(function, {i: t for i, t in enumerate(tasks) if i not in results}, workers, processes, finish)
+                left = [i for i in range(len(tasks)) if i not in results]
+                size = _group_size(function, len(left), workers) if short else 1
+                groups = [left[k : k + size] for k in range(0, len(left), size)]
+                took = _run_pooled(partial(_group, function), [[tasks[i] for i in g] for g in groups], groups, workers, processes, finish)
+                if short:
+                    _seconds[function] = took / len(left)
                 break
             except BrokenExecutor:
                 continue
@@ -77,16 +90,37 @@ def run_tasks(
     return [results[i] for i in range(len(tasks))]
 
 
+def _group(function: Callable[[Task], Result], tasks: Sequence[Task]) -> tuple[list[Result], float]:
+    """Return the results of some tasks, and how long they took."""
+    begin = time.perf_counter()
+    return [function(task) for task in tasks], time.perf_counter() - begin
+
+
+def _group_size(function: Callable[..., Any], n_tasks: int, workers: int) -> int:
+    """Return how many tasks to hand over together: as many as take long enough, but no fewer than two groups for each worker."""
+    expected = _seconds.get(function, _GROUP_SECONDS)
+    return max(1, min(math.ceil(_GROUP_SECONDS / max(expected, 1e-6)), n_tasks // (2 * workers)))
+
+
 def _run_pooled(
-    function: Callable[[Task], Result], tasks: dict[int, Task], workers: int, processes: bool, finish: Callable[[int, Result], None]
-) -> None:
-    executor = _executor(workers, processes)
-    futures: dict[Future[Result], int] = {}
+    function: Callable[[Sequence[Task]], tuple[list[Result], float]],
+    groups: Sequence[Sequence[Task]],
+    indices: Sequence[Sequence[int]],
+    workers: int,
+    processes: bool,
+    finish: Callable[[int, Result], None],
+) -> float:
+    """Run groups of tasks, hand over each result with its index, and return the seconds that all took together."""
+    executor, total = _executor(workers, processes), 0.0
+    futures: dict[Future[tuple[list[Result], float]], Sequence[int]] = {}
     try:
-        for index, task in tasks.items():
-            futures[executor.submit(function, task)] = index
+        for group, where in zip(groups, indices, strict=True):
+            futures[executor.submit(function, group)] = where
         for future in as_completed(futures):
-            finish(futures[future], future.result())
+            results, seconds = future.result()
+            total += seconds
+            for index, result in zip(futures[future], results, strict=True):
+                finish(index, result)
     except BrokenExecutor:
         raise
     except BaseException:  # Ctrl-C or an error: nothing may go on running behind the user's back
@@ -95,6 +129,7 @@ def _run_pooled(
         if processes:
             executor.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]
         raise
+    return total
 
 
 def _executor(workers: int, processes: bool) -> Executor:

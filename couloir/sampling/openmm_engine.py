@@ -182,7 +182,7 @@ class OpenMMEngine:
             elif on_result is not None:
                 on_result(index, trajectories[index])
 
-        self._run(worker.run_walker, tasks, receive)
+        self._run(worker.run_walker, tasks, receive, short=stop is not None)
         ordered = [trajectories[i] for i in range(len(batch))]
         if failures:
             more = f" ({len(failures)} of {len(batch)} walkers failed)" if len(failures) > 1 else ""
@@ -306,11 +306,12 @@ class OpenMMEngine:
         defaults = dict(platform_properties(self.platform, min(self.workers, n_walkers)))
         return tuple(sorted((defaults | self._properties).items()))
 
-    def _run(self, function: Any, tasks: Sequence[Any], on_done: Any = None) -> list[Any]:
+    def _run(self, function: Any, tasks: Sequence[Any], on_done: Any = None, *, short: bool = False) -> list[Any]:
         import openmm
 
+        processes = self.platform in worker.HOST_PLATFORMS
         try:
-            return run_tasks(function, tasks, self.workers, processes=self.platform in worker.HOST_PLATFORMS, on_done=on_done)
+            return run_tasks(function, tasks, self.workers, processes=processes, on_done=on_done, short=short)
         except openmm.OpenMMException as error:
             raise SimulationError(
                 f"OpenMM cannot run {self.molecule.name} on platform {self.platform}: {error}",

@@ -6,12 +6,13 @@ The dynamics is Langevin, dv = -grad U/m dt - gamma v dt + sqrt(2 gamma kT/m) dW
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -31,7 +32,13 @@ from couloir.units import kt, positive
 if TYPE_CHECKING:
     from couloir.sampling.molecule import MolecularSystem
 
+Result = TypeVar("Result")
 _measured: dict[tuple[Any, ...], list[PlatformSpeed]] = {}
+
+
+def _with_engine(task: tuple[Callable[[OpenMMEngine, Any], Result], OpenMMEngine, Any]) -> Result:
+    function, engine, part = task
+    return function(engine, part)
 
 
 class OpenMMEngine:
@@ -294,6 +301,18 @@ class OpenMMEngine:
         ]
         kicked = self._run(single.run_kicks, tasks)
         return kicked[0] if n_parts == 1 else np.concatenate(kicked)
+
+    def side_by_side(self, function: Callable[[OpenMMEngine, Any], Result], parts: Sequence[Any]) -> list[Result]:
+        """Return ``function(engine, part)`` of each part, worked on by as many workers as there are.
+
+        Parameters
+        ----------
+        function : importable; the engine it gets runs everything inline, on one worker's share of the cores.
+        """
+        alone = copy.copy(self)
+        alone._platform, alone._properties = self.platform, dict(self._context_properties(self.workers))
+        alone.workers, alone._descriptions = 1, {}
+        return self._run(_with_engine, [(function, alone, part) for part in parts])
 
     def _describe(self, platform: str, n_walkers: int = 1) -> worker.Description:
         if (platform, n_walkers) not in self._descriptions:

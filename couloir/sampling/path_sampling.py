@@ -21,6 +21,7 @@ from couloir.cv.region import Region
 from couloir.errors import DataError
 from couloir.progress import progress_bar
 from couloir.sampling.engine import Engine
+from couloir.sampling.path_blocks import trials_of_steps
 from couloir.sampling.path_chains import Chains
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
@@ -96,14 +97,16 @@ class TransitionPathSampling:
         chains = Chains(starts)
         goal = _Goal(n_paths, math.ceil(n_paths / n_chains), run_until_decorrelated)
         with progress_bar(self.name, n_paths, "paths") as bar:
-            stored = log.replay(chains.paths)
-            shown = 0
+            stored, shown = log.replay(chains.paths), 0
+            fresh_ones = trials_of_steps(
+                self.move, self.engine, ensemble, chains, max_frames=max_frames, left=lambda: goal.left(chains),
+                seeds=lambda step: [integer_seed(seed, self.name, "chain", c, "step", step) for c in range(n_chains)],
+            )  # fmt: skip
             try:
                 while not goal.reached(chains):
                     trials = next(stored, None)
                     if trials is None:
-                        seeds = [integer_seed(seed, self.name, "chain", c, "step", chains.steps + 1) for c in range(n_chains)]
-                        trials = chains.propose(self.move, self.engine, ensemble, seeds=seeds, max_frames=max_frames)
+                        trials = next(fresh_ones)
                         log.add(trials, chains.paths)
                     chains.apply(trials)
                     done = min(goal.done(chains), n_paths)
@@ -188,6 +191,11 @@ class _Goal:
 
     def done(self, chains: Chains) -> int:
         return chains.n_decorrelated if self.decorrelated else chains.steps * len(chains.paths)
+
+    def left(self, chains: Chains) -> int:
+        """Return how many more steps are surely wanted, at least 1."""
+        wanted = self.n_paths - self.done(chains)
+        return max(1, -(-wanted // len(chains.paths)))
 
     def reached(self, chains: Chains) -> bool:
         if not self.decorrelated:

@@ -10,11 +10,12 @@ import pytest
 from couloir.cv import Dihedral
 from couloir.cv.geometric import Distance
 from couloir.errors import DataError
-from couloir.sampling import OpenMMEngine, systems
+from couloir.sampling import OpenMMEngine, path_blocks, systems
 from couloir.sampling.molecule import MolecularSystem
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_sampling import TransitionPathSampling
+from couloir.store import Store
 from couloir.trajectory import State, Trajectory
 
 STEP = 0.002
@@ -107,3 +108,28 @@ def test_boxes_of_a_system_that_is_not_periodic_are_left_out():
     boxed = Trajectory(first.positions, STEP, first.velocities, np.broadcast_to(np.eye(3), (len(first), 3, 3)), first.topology)
     sampled = TransitionPathSampling(calm, ensemble.region_a, ensemble.region_b).run([first, boxed], 6, 2, seed=1)
     assert all(path.boxes is None for path in sampled.paths)
+
+
+@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.aimless(2)], ids=str)
+def test_paths_are_the_same_however_many_workers_take_chains_ahead(move, monkeypatch, tmp_path):
+    calm, _, ensemble, first = peptide()
+    engines = [OpenMMEngine(calm.molecule, friction=10.0, platform="Reference", workers=n) for n in (1, 2)]
+    found, asked = [], []
+    monkeypatch.setattr(path_blocks, "BLOCK_SECONDS", 1e9)
+    side_by_side = OpenMMEngine.side_by_side
+    monkeypatch.setattr(OpenMMEngine, "side_by_side", lambda self, *what: asked.append(self.workers) or side_by_side(self, *what))
+    for engine in engines:
+        sampling = TransitionPathSampling(engine, ensemble.region_a, ensemble.region_b, move)
+        store = Store(tmp_path / f"{engine.workers}")
+        found.append(sampling.run(first, 3 * 9, n_chains=3, seed=1, store=store))
+        again = sampling.run(first, 3 * 9, n_chains=3, seed=1, store=store)
+        assert [path.positions.tobytes() for path in again.paths] == [path.positions.tobytes() for path in found[-1].paths]
+    assert asked == [2] * 4  # blocks of 1, 2, 4 and 2 steps
+    alone, together = found
+    assert len(alone.paths) > 3
+    assert [path.positions.tobytes() for path in alone.paths] == [path.positions.tobytes() for path in together.paths]
+    assert [path.velocities.tobytes() for path in alone.paths] == [path.velocities.tobytes() for path in together.paths]
+    assert all(path.topology is not None for path in together.paths)
+    for name in ("chain", "step", "multiplicity", "shooting"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(together, name))
+    assert alone.force_evaluations == together.force_evaluations

@@ -25,7 +25,9 @@ from benchmarks.results import Row, write_results
 from benchmarks.systems import hysteresis
 from benchmarks.systems.pyretis_well import PUBLISHED, TIME_STEP, B, engine, sampling
 from couloir.analysis.crossing import InterfaceRate, interface_rate
+from couloir.analysis.positive import PositiveEstimate
 from couloir.sampling import TransitionInterfaceSampling, initial_paths
+from couloir.sampling._pool import available_cores, run_tasks
 from couloir.trajectory import Array, State
 
 HOT, HOT_INTERFACES = 0.2, (-0.9, -0.6, -0.3)
@@ -45,7 +47,7 @@ class Scale:
     duration: float
 
 
-SCALES = {"small": Scale(20, 250, 200, 100, 10_000.0), "paper": Scale(20, 6000, 4000, 2000, 40_000.0)}
+SCALES = {"small": Scale(20, 250, 200, 100, 10_000.0), "paper": Scale(20, 6000, 4000, 12_000, 40_000.0)}
 
 
 def sampled(what: TransitionInterfaceSampling, start: State, cycles: int, sets: int) -> tuple[InterfaceRate, float]:
@@ -122,8 +124,8 @@ def measure(scale: str) -> list[Row]:
 
 def flat(size: Scale) -> list[Row]:
     """Return the rows about the two-dimensional wells."""
-    (start,) = hysteresis.engine().minimize([hysteresis.engine().state(-0.2, -0.4)])
-    rates = {name: sampled(hysteresis.sampling(name), start, size.flat_cycles, size.sets)[0].rate for name in hysteresis.ALONG}
+    tasks = [(name, size) for name in hysteresis.ALONG]
+    rates = dict(zip(hysteresis.ALONG, run_tasks(flat_rate, tasks, available_cores(), processes=True), strict=True))
     rows, (low, high) = [], hysteresis.PUBLISHED
     for name, rate in rates.items():
         outside = max(low - rate.value, rate.value - high, 0.0) / rate.standard_error
@@ -134,6 +136,13 @@ def flat(size: Scale) -> list[Row]:
         away = abs(np.log(rates[a].value / rates[b].value)) / float(np.hypot(rates[a].relative_error, rates[b].relative_error))
         rows.append(Row(f"rates along {a} and along {b}: distance", away, "combined errors", None, 2.0, bool(away <= 2.0)))
     return rows
+
+
+def flat_rate(task: tuple[str, Scale]) -> PositiveEstimate:
+    """Return the rate in two dimensions along one order parameter."""
+    name, size = task
+    (start,) = hysteresis.engine().minimize([hysteresis.engine().state(-0.2, -0.4)])
+    return sampled(hysteresis.sampling(name), start, size.flat_cycles, size.sets)[0].rate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

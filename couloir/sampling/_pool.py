@@ -32,7 +32,9 @@ _threads: dict[int, ThreadPoolExecutor] = {}
 
 
 def available_cores() -> int:
-    """Return the number of cores this process may use."""
+    """Return the number of cores this process may use; a worker has one."""
+    if _WORKER_FLAG in os.environ:
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -33,6 +33,7 @@ _HOMES = {
     "pair_overlaps": "window_overlap",
     "place_windows": "planning",
     "reactive_seeds": "reactive",
+    "sample_adaptively": "adaptive_labels",
     "sample_model": "model_samples",
     "score_paths": "path_scores",
     "seed_windows": "seeding",

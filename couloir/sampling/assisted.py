@@ -21,7 +21,6 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from couloir.analysis import free_energy_surface, mbar
 from couloir.analysis.reduced import effective_number
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv.base import CollectiveVariable
@@ -98,9 +97,8 @@ class AssistedResult:
     findings: tuple[Finding, ...]
 
     def surface(self, along: Any, **options: Any) -> FreeEnergySurface:
-        """Return the free energy along recorded CVs; ``options`` are those of :func:`couloir.analysis.free_energy_surface`."""
-        samples = self.generated.samples
-        return free_energy_surface(samples, along, weights=mbar(samples, states=[self.generated.state]), **options)
+        """Return the free energy along recorded CVs, from the structures generated last."""
+        return self.generated.surface(along, **options)
 
     def __str__(self) -> str:
         lines = [f"AssistedResult: {self.force_evaluations} force evaluations, {self.structures} structures generated"]

@@ -36,16 +36,23 @@ class SeedingEngine(Engine, Protocol):
 
 
 def dragged_seeds(
-    engine: SeedingEngine, windows: UmbrellaSampling, start: State, per_window: int = 1, *, seed: int, thermalization: Any = None
-) -> Seeds:
-    """Start every window the ordinary way: drag one structure from window to window along the CV, walkers independently."""
+    engine: SeedingEngine, windows: UmbrellaSampling, start: State, per_window: int = 1, *, seed: int, thermalization: Any = None,
+    relax: bool = True,
+) -> Seeds:  # fmt: skip
+    """Start every window the ordinary way: drag one structure from window to window along the CV, walkers independently.
+
+    Parameters
+    ----------
+    thermalization : time in each window after the way there; default 1000 steps.
+    relax : whether structures are minimized before they are led on, which small steps between windows do without.
+    """
     values = np.array([cv.evaluate(start.positions)[0] for cv in windows.cvs])
     nearest = int(np.argmin(windows.distance(windows.centers, values)))
     states, homes = [], []
     for k in range(per_window):
         everywhere = dict.fromkeys(range(len(windows)), 1)
         for w, state in dragged(
-            engine, windows, {nearest: [start]}, everywhere, seed=integer_seed(seed, "walker", k), duration=thermalization
+            engine, windows, {nearest: [start]}, everywhere, seed=integer_seed(seed, "walker", k), duration=thermalization, relax=relax
         ):
             states.append(state)
             homes.append(w)
@@ -62,6 +69,7 @@ def dragged(
     *,
     seed: int,
     duration: Any = None,
+    relax: bool = True,
 ) -> list[tuple[int, State]]:
     """Drag states to the windows ``missing`` (window -> how many) from the nearest windows that have some.
 
@@ -80,7 +88,7 @@ def dragged(
         far = {w: float(windows.distance(windows.centers[[h]], windows.centers[w])[0]) for w, h in reach.items()}
         now = [w for w in todo if far[w] <= min(far.values()) + 1e-9]
         jobs = [(w, have[reach[w]][k % len(have[reach[w]])], reach[w]) for w in now for k in range(todo[w])]
-        arrived = _drag(engine, windows, jobs, integer_seed(seed, level), duration)
+        arrived = _drag(engine, windows, jobs, integer_seed(seed, level), duration, relax)
         came = [(w, state) for (w, _, _), state in zip(jobs, arrived, strict=True) if state is not None]
         out += came
         for w in now:
@@ -96,7 +104,7 @@ def dragged(
 
 
 def _drag(
-    engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int, State, int]], seed: int, duration: Any
+    engine: SeedingEngine, windows: UmbrellaSampling, jobs: list[tuple[int, State, int]], seed: int, duration: Any, relax: bool
 ) -> list[State | None]:
     """Return where each job (window, state, window it comes from) arrived; None for one that broke down on the way."""
     n_steps = THERMALIZATION_STEPS if duration is None else steps(duration, engine.time_step, "thermalization")
@@ -110,7 +118,7 @@ def _drag(
             HarmonicBias.on(windows.cvs, list(b + move / n_moves * way), list(windows.windows[w].force_constants))
             for (w, _, _), b, way in zip(jobs, begin, ways, strict=True)
         ]
-        if move == 1:
+        if move == 1 and relax:
             arrived = minimized(engine, windows, [state for _, state, _ in jobs], biases)
         length = (n_steps if move == n_moves else max(1, n_steps // 4)) * engine.time_step
         alive = [i for i, state in enumerate(arrived) if state is not None]

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from couloir.analysis import free_energy_surface, mbar
 from couloir.analysis.reduced import ReducedState, effective_number
 from couloir.analysis.samples import BiasedSamples
+from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
 from couloir.sampling.gates import GeometryGates
@@ -83,6 +85,10 @@ class ModelSamples:
         """The model as a state of :func:`couloir.analysis.mbar`, for these rows alone."""
         return ReducedState(-self.log_prob, window=0, name="model")
 
+    def surface(self, along: Any, **options: Any) -> FreeEnergySurface:
+        """Return the free energy along recorded CVs; ``options`` are those of :func:`couloir.analysis.free_energy_surface`."""
+        return free_energy_surface(self.samples, along, weights=mbar(self.samples, states=[self.state]), **options)
+
     def __len__(self) -> int:
         return len(self.positions)
 
@@ -117,12 +123,18 @@ def sample_model(
     whole = np.isfinite(log_prob)
     if not (whole & (energy < HIGHEST)).any():
         raise DataError(f"none of {n} structures has a finite density and energy", "train the model longer, or look at what it makes")
-    positions, log_prob, energy, error = positions[whole], log_prob[whole], energy[whole], np.asarray(drawn.error)[whole]
+    return weighed_structures(positions[whole], log_prob[whole], energy[whole], np.asarray(drawn.error)[whole], cvs, engine.temperature)
+
+
+def weighed_structures(
+    positions: Array, log_prob: Array, energy: Array, error: Array, cvs: Sequence[CollectiveVariable], temperature: float
+) -> ModelSamples:
+    """Return structures (n, n_atoms, 3) of known density (n,) and energy (n,), kJ/mol, with the CVs evaluated on them."""
     rows = np.arange(len(positions))
     samples = BiasedSamples(
         tuple(cv.name for cv in cvs), tuple(cv.unit for cv in cvs), tuple(cv.period for cv in cvs),
         np.stack([cv.evaluate(positions) for cv in cvs], axis=1), energy, np.zeros(len(rows), dtype=np.int64), rows,
-        np.zeros(len(rows)), (None,), np.array([engine.temperature]),
+        np.zeros(len(rows)), (None,), np.array([temperature]),
     )  # fmt: skip
     return ModelSamples(samples, positions, log_prob, error)
 

@@ -182,16 +182,16 @@ def _memory(samples: InterfaceSamples, chains: list[int]) -> float:
 
 def _memory_of_all(samples: InterfaceSamples, chains: list[int]) -> float:
     """Return the slowest memory of how many paths of all ensembles reach an interface, or B."""
-    found = [np.ones(len(samples.interfaces) + 1)]
+    found: list[list[float]] = []
     for c in chains:
         rows = np.flatnonzero((samples.chain == c) & (samples.ensemble != MINUS))
         if not len(rows):
             continue
         step = np.unique(samples.step[rows], return_inverse=True)[1]
         reach = samples.maximum[rows, None] >= samples.interfaces
-        columns = np.column_stack([reach, samples.ends_in_b[rows]]).T
-        found.append([statistical_inefficiency(np.bincount(step, column)) for column in columns])
-    return float(np.mean(found[1:] or found, axis=0).max())
+        columns = np.column_stack([reach, samples.ends_in_b[rows]]).T.astype(float)
+        found.append([statistical_inefficiency(np.bincount(step, column).astype(float)) for column in columns])
+    return float(np.mean(found, axis=0).max()) if found else 1.0
 
 
 def _findings(samples: InterfaceSamples, blocks: Blocks) -> tuple[Finding, ...]:

@@ -51,7 +51,7 @@ def test_integrals_over_every_cell_are_right_within_their_errors(made) -> None:
     whole, above, edges = truth()
     ratio = np.exp(-made.samples.potential - made.log_prob)  # its mean is the integral of exp(-U)
     x, y, n = made.samples["x"], made.samples["y"], len(made)
-    assert ((x >= LOW) & (x <= HIGH)).mean() > 0.93  # kernels reach a little beyond
+    assert ((x >= LOW) & (x <= HIGH)).mean() > 0.9  # kernels reach a little beyond
     for c in range(BINS):
         inside = (x > edges[c]) & (x < edges[c + 1])
         for part, exact in ((inside, whole[c]), (inside & (y > 0), above[c])):

@@ -31,6 +31,7 @@ from couloir.analysis.interface_drift import settled
 from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.path_independence import n_effective_by_chains, path_means
 from couloir.analysis.reweighted_paths import ReweightedPaths
+from couloir.analysis.samples import IntArray
 from couloir.cv import Dihedral
 from couloir.errors import Finding
 from couloir.generative import TrajectoryDiffusion
@@ -44,6 +45,8 @@ RUN_FILE = Path(__file__).parent / "systems" / "alanine_phi.toml"
 MODEL = Path(__file__).parents[1] / "tutorials" / "models" / "alanine_vacuum"
 N_BINS, KNOWN, HIGHEST = 72, 1.0, 16.0
 """Cells of 5 degrees along phi; kT, the largest error of what counts as known; kT, above which no path of these ensembles goes."""
+KNOWN_BY = 50
+"""Departures of brute force that come to an interface, from which on it is known how likely that is."""
 ARRAYS = ("interfaces", "ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b", "stride", "force_evaluations")
 """What is kept of interface samples, besides phi along paths."""
 
@@ -153,6 +156,20 @@ def of_rates(both: ReweightedPaths, brute: tuple[tuple[Crossings, Crossings], ..
     return rows
 
 
+def of_reach(from_a: InterfaceSamples, counts: IntArray) -> list[Row]:
+    """Return the rows about the farthest interface that brute force knows: departures from A are many, arrivals in B few."""
+    k = int(np.flatnonzero(counts >= KNOWN_BY)[-1])
+    value, relative = counts[k] / counts[0], 1.0 / float(np.sqrt(counts[k]))
+    found, error = (float(column[k]) for column in (from_a.crossing.probability, from_a.crossing.standard_error))
+    away = abs(np.log(found / value)) / float(np.hypot(error / found, relative))
+    level = from_a.interfaces[k]
+    how = f"brute force, {counts[k]} of {counts[0]}"
+    return [
+        Row(f"probability to come from A to onward = {level:.3f}", found, "", error, peer=how, peer_value=float(value)),
+        Row(f"its distance from {how}", away, "combined errors", None, 2.0, bool(away <= 2.0)),
+    ]
+
+
 def of_surface(both: ReweightedPaths) -> list[Row]:
     """Return the rows about the free energy along phi."""
     edges = np.linspace(-np.pi, np.pi, N_BINS + 1)
@@ -200,7 +217,8 @@ def main() -> None:
     brute = tuple(system.brute_force(begin, n) for begin, n in zip("ab", files, strict=True))
     ratio, back = populations(), brute[0][1] + brute[1][1]
     rows = of_paths(md, given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
-    rows += [*of_rates(both, brute, ratio), *of_surface(both)]
+    reach = system.brute_force_reach(dict(zip("ab", files, strict=True)), sides[0].interfaces)
+    rows += [*of_rates(both, brute, ratio), *of_reach(sides[0], reach), *of_surface(both)]
     rows.append(Row("population of A from paths", both.population.value, "", both.population.standard_error,
                     peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip
     simulated = sum(c.time for part in brute for c in part)

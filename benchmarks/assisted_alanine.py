@@ -9,7 +9,7 @@ cells.  The time to 0.3 kT is the first after which the error stays there, or a 
 ``assisted`` knows phi and psi: a structure is dragged over a grid of windows on both, and what 0.6 ps in each show teaches a model
 of everything else, given phi and psi; how much each phi and psi weigh, its structures tell by their energies
 (:func:`couloir.sampling.sample_adaptively`).  It gives one answer per repeat.  Dragged windows and metadynamics know phi, as usual;
-to see what knowing psi is worth without a model, the same grid of windows is also run longer and weighed by WHAM.
+to see what knowing psi is worth without a model, a denser grid of windows on both is run with exchange and weighed by WHAM.
 ``phi alone`` is the closed loop :func:`couloir.sampling.assisted_sampling`, which is not given psi.
 Networks cost time too, which is reported.  Repeats that are done are kept in ``runs/``.
 """
@@ -59,8 +59,9 @@ PLAN = TrainingPlan(steps=1200, patience=4)
 GRID, STIFFNESS, SETTLING, SHOWN = 12, 60.0, 0.2, 0.6
 """Windows along phi and along psi, their force constant (kJ/mol/rad^2), and the time in each that counts not, and that does, ps."""
 GENERATED = 15_000
-LEAST = {"small": 8.0, "paper": 20.0}
-"""ps in each window of the grid without a model."""
+DENSE, STIFF = 18, 150.0
+"""The same for a grid without a model, which needs windows that overlap and hold on every slope; and ps in each of them."""
+LEAST = {"small": 3.0, "paper": 8.0}
 
 
 def engine() -> OpenMMEngine:
@@ -89,22 +90,18 @@ def error_of(free_energy: Array) -> float:
     return float(np.std((f - truth)[use]))
 
 
-def plane() -> UmbrellaSampling:
-    """Return the windows along phi and psi."""
-    return UmbrellaSampling.grid([PHI, PSI], [GRID, GRID], f"{STIFFNESS} kJ/mol/rad^2")
-
-
-def dragged_over(along: UmbrellaSampling, seed: int) -> tuple[Seeds, float]:
-    """Return a structure in every window along phi and psi, and the force evaluations that took."""
+def plane(n: int, stiffness: float, seed: int) -> tuple[UmbrellaSampling, Seeds, float]:
+    """Return windows along phi and psi, a structure dragged to each, and the force evaluations that took."""
+    along = UmbrellaSampling.grid([PHI, PSI], [n, n], f"{stiffness} kJ/mol/rad^2")
     seeds = dragged_seeds(engine(), along, start(), 1, seed=seed, thermalization=SETTLING, relax=False)
-    moves = int(np.ceil(2 * np.pi / GRID / np.sqrt(KT / STIFFNESS)))
-    return seeds, len(along) * SETTLING / 0.002 * (1 + (moves - 1) / 4)
+    moves = int(np.ceil(2 * np.pi / n / np.sqrt(KT / stiffness)))
+    return along, seeds, len(along) * SETTLING / 0.002 * (1 + (moves - 1) / 4)
 
 
 def assisted(seed: int) -> dict[str, Array]:
     """Return what a model given phi and psi reaches and costs."""
-    begun, md, along = time.perf_counter(), engine(), plane()
-    seeds, before = dragged_over(along, seed)
+    begun, md = time.perf_counter(), engine()
+    along, seeds, before = plane(GRID, STIFFNESS, seed)
     runs = md.propagate(
         list(seeds.states), duration=SHOWN, stride=0.02, bias=[along.windows[w] for w in seeds.windows], record=along.cvs,
         seed=[integer_seed(seed, "window", i) for i in range(len(along))],
@@ -125,9 +122,9 @@ def assisted(seed: int) -> dict[str, Array]:
 
 
 def windowed(seed: int, longest: float) -> dict[str, Array]:
-    """Return the error of WHAM over windows along phi and psi, dragged in the same way, against force evaluations."""
-    begun, along = time.perf_counter(), plane()
-    seeds, before = dragged_over(along, seed)
+    """Return the error of WHAM over windows along phi and psi, reached in the same way, against force evaluations."""
+    begun = time.perf_counter()
+    along, seeds, before = plane(DENSE, STIFF, seed)
     samples = along.run(engine(), seeds, longest, seed=seed, record_stride=0.02)
     times = np.geomspace(SHOWN, longest, 12)
     errors = [error_of(free_energy_surface(samples.until(t), "phi", n_bootstrap=0, bins=BINS).free_energy) for t in times]

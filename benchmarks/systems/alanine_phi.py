@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from couloir.analysis.samples import IntArray
 from couloir.cv import CollectiveVariable, Dihedral, FunctionOfCVs, HarmonicBias
 from couloir.cv.region import Region
 from couloir.sampling import MolecularSystem, OpenMMEngine, systems
@@ -116,6 +117,18 @@ def crossings(phi: Array) -> tuple[Crossings, Crossings]:
     )
 
 
+def departures(phi: Array, levels: Array) -> IntArray:
+    """Return how often one run, phi (n,) every :data:`STRIDE`, leaves A and comes to each of ``levels`` along ``onward`` before A or B."""
+    shift = np.pi - CUT
+    along = (phi + shift + np.pi) % (2 * np.pi) - np.pi
+    in_a, in_b = along < LIMITS[0] + shift, along > LIMITS[1] + shift
+    begin = np.flatnonzero(in_a[:-1] & ~in_a[1:]) + 1
+    end = np.append(np.flatnonzero(in_a | in_b), len(along) - 1)
+    stop = end[np.searchsorted(end[:-1], begin)]
+    tops = np.array([along[i : j + 1].max() for i, j in zip(begin, stop, strict=True)])
+    return np.asarray((tops[:, None] >= levels).sum(axis=0), dtype=np.int64)
+
+
 def simulate(begin: str, n_chunks: int, folder: Path = RUNS) -> None:
     """Simulate until ``folder`` holds ``n_chunks`` files begun in ``"a"`` or ``"b"``; when a file ends outside B, ``"b"`` starts anew."""
     md = engine(workers=1)
@@ -166,6 +179,16 @@ def brute_force(begin: str, n_chunks: int, folder: Path = RUNS) -> tuple[Crossin
             more = crossings(data["phi"].astype(float) * STEP)
         there, back = there + more[0], back + more[1]
     return there, back
+
+
+def brute_force_reach(n_chunks: dict[str, int], levels: Array, folder: Path = RUNS) -> IntArray:
+    """Return the departures from A that come to each level, (n_levels,), in the files begun in ``"a"`` and in ``"b"``."""
+    total = np.zeros(len(levels), dtype=np.int64)
+    for begin, n in n_chunks.items():
+        for k in range(n):
+            with np.load(chunk_file(folder, begin, k)) as data:
+                total += departures(data["phi"].astype(float) * STEP, levels)
+    return total
 
 
 def main() -> None:

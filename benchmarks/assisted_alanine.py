@@ -126,7 +126,7 @@ def windowed(seed: int, longest: float) -> dict[str, Array]:
     begun = time.perf_counter()
     along, seeds, before = plane(DENSE, STIFF, seed)
     samples = along.run(engine(), seeds, longest, seed=seed, record_stride=0.02)
-    times = np.geomspace(SHOWN, longest, 12)
+    times = np.geomspace(SHOWN, longest, 6)
     errors = [error_of(free_energy_surface(samples.until(t), "phi", n_bootstrap=0, bins=BINS).free_energy) for t in times]
     cost = before + len(along) * times / 0.002
     return {"cost": cost, "error": np.array(errors), "numbers": np.array([time.perf_counter() - begun])}
@@ -288,7 +288,7 @@ def measure(scale: str) -> list[Row]:
                         None, target, None if target is None else ratio >= target and there == n,
                         f"{name}, force evaluations", float(np.mean(spent))))  # fmt: skip
         rows.append(Row(f"{name}: wall-clock time", float(np.mean([one["numbers"][0] for one in found])), "s"))
-        for i in range(0, len(found[0]["cost"]), 4):
+        for i in range(0, len(found[0]["cost"]), 5 if len(found[0]["cost"]) > 6 else 1):
             at = np.array([one["error"][i] for one in found])
             rows.append(Row(f"{name}: RMSE after {found[0]['cost'][i]:.3g} force evaluations", float(at.mean()), "kT", _error(at)))
     rows += of_assisted("phi alone", [kept("assisted", i, partial(looped, i)) for i in range(LOOPED)], None)

@@ -281,13 +281,14 @@ def _placed(run: Run, engine: Any, side: Side, given: list[Trajectory], say: Say
         )
         pilots = [series for series in run.store.series() if series.startswith(f"{side.name}/pilot")]
         spent = sum(int(chunk["evaluations"].sum()) for series in pilots for chunk in run.store.chunks(series))
-        keep_paths(run.store, key, sampling.first, interfaces=np.array(sampling.interfaces), spent=np.array([spent]))
+        more = {"interfaces": np.array(sampling.interfaces), "shots": np.array([sampling.shots]), "spent": np.array([spent])}
+        keep_paths(run.store, key, sampling.first, **more)
         where = ", ".join(f"{x:.3g}" for x in side.seen(sampling.interfaces))
         say(f"{side.name}: {len(sampling.interfaces)} interfaces at {where}; {spent} force evaluations to place them")
     stored = run.store.chunk(key, 0)
     return TransitionInterfaceSampling(
         engine, side.region, side.other, side.along, stored["interfaces"].tolist(), max_duration=longest,
-        first=tuple(kept_paths(run, engine, stored)), name=side.name,
+        shots=int(stored["shots"][0]), first=tuple(kept_paths(run, engine, stored)), name=side.name,
     ), int(stored["spent"][0])  # fmt: skip
 
 

@@ -13,7 +13,9 @@ because R_{k+1} = R_k - M_k + n_{k+1} makes R_k / P_k grow by n_{k+1} / P_{k+1}.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -181,17 +183,27 @@ def _memory(samples: InterfaceSamples, chains: list[int]) -> float:
 
 
 def _memory_of_all(samples: InterfaceSamples, chains: list[int]) -> float:
-    """Return the slowest memory of how many paths of all ensembles reach an interface, or B."""
+    """Return the slowest memory of what the paths of all ensembles are together, whichever ensemble holds which.
+
+    It is that of how many reach an interface or B and how long all are, and at least the steps between changes of a path.
+    """
     found: list[list[float]] = []
+    stuck = 1.0
     for c in chains:
         rows = np.flatnonzero((samples.chain == c) & (samples.ensemble != MINUS))
         if not len(rows):
             continue
-        step = np.unique(samples.step[rows], return_inverse=True)[1]
+        steps, step = np.unique(samples.step[rows], return_inverse=True)
         reach = samples.maximum[rows, None] >= samples.interfaces
-        columns = np.column_stack([reach, samples.ends_in_b[rows]]).T.astype(float)
+        columns = np.column_stack([reach, samples.ends_in_b[rows], samples.length[rows]]).T.astype(float)
         found.append([statistical_inefficiency(np.bincount(step, column).astype(float)) for column in columns])
-    return float(np.mean(found, axis=0).max()) if found else 1.0
+        facts = [tuple(row) for row in np.column_stack([samples.maximum[rows], samples.minimum[rows], samples.length[rows]]).tolist()]
+        held: list[Counter[tuple[float, ...]]] = [Counter() for _ in steps]
+        for k, fact in zip(step, facts, strict=True):
+            held[k][fact] += 1
+        changes = sum((after - before).total() for before, after in pairwise(held))
+        stuck = max(stuck, len(rows) / (1 + changes))
+    return max(stuck, float(np.mean(found, axis=0).max())) if found else stuck
 
 
 def _findings(samples: InterfaceSamples, blocks: Blocks) -> tuple[Finding, ...]:

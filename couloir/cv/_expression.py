@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import CodeType
 from typing import Any
+
+import numpy as np
 
 from couloir.cv._native import constant
 from couloir.errors import ConfigError, nearest
@@ -57,42 +58,59 @@ def check_expression(text: str, names: Iterable[str]) -> None:
 def evaluate_expression(text: str, values: Mapping[str, Any], xp: Any) -> Any:
     """Return the value of a checked expression for arrays ``values`` of the module ``xp``."""
     like = next(iter(values.values()))
-    code, known = _compiled(text, tuple(values), xp, like.dtype, like.device)
-    return eval(code, known, dict(values))
+    code, numbers = _compiled(text, tuple(values))
+    # arrays of NumPy may be used again; a tensor may belong to the mode of autograd that it was made in
+    known = _numpy_constants(text, like.dtype) if xp is np else {name: constant(number, like, xp) for name, number in numbers.items()}
+    return eval(code, {**_functions(xp), **known}, dict(values))
 
 
-class _Numbers(ast.NodeTransformer):
-    """Replaces numbers by names, which no CV can have, so that they come as arrays of the right kind."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, float] = {}
-
-    def visit_Constant(self, node: ast.Constant) -> ast.Name:
-        """Return the name of a number."""
-        assert isinstance(node.value, int | float)
-        name = f"number {len(self.found)}"
-        self.found[name] = node.value
-        return ast.copy_location(ast.Name(name, ast.Load()), node)
+@cache
+def _functions(xp: Any) -> dict[str, Any]:
+    """Return the functions of a module by name, and nothing else that code could reach."""
+    return {"__builtins__": {}, **{name: partial(of, xp) for name, (_, of) in _FUNCTIONS.items()}}
 
 
 @lru_cache(maxsize=1000)
-def _compiled(text: str, names: tuple[str, ...], xp: Any, dtype: Any, device: Any) -> tuple[CodeType, dict[str, Any]]:
-    """Return the code of an expression, and the functions and numbers that it knows, for arrays of one kind.
+def _numpy_constants(text: str, dtype: Any) -> dict[str, Any]:
+    return {name: np.asarray(number, dtype=dtype) for name, number in _named(text)[1].items()}
+
+
+@lru_cache(maxsize=1000)
+def _compiled(text: str, names: tuple[str, ...]) -> tuple[CodeType, dict[str, float]]:
+    """Return the code of an expression, and its numbers by the names that they have there.
 
     Nothing but arithmetic of ``names`` ever becomes code: all else is refused here as well.
     """
     _checked(text, set(names))
-    numbers = _Numbers()
-    tree = numbers.visit(copy.deepcopy(syntax_tree(text)))
-    like = xp.empty(0, dtype=dtype, device=device)
-    known = {name: partial(of, xp) for name, (_, of) in _FUNCTIONS.items()}
-    known |= {name: constant(number, like, xp) for name, number in numbers.found.items()}
-    return compile(ast.Expression(tree), text, "eval"), {"__builtins__": {}, **known}
+    tree, numbers = _named(text)
+    return compile(tree, text, "eval"), numbers
+
+
+def _named(text: str) -> tuple[ast.Expression, dict[str, float]]:
+    """Return an expression in which numbers have names, which no CV can have, so that they come as arrays of the right kind."""
+    tree, numbers = ast.Expression(_parsed(text)), dict[str, float]()
+    for parent in ast.walk(tree):
+        for field, value in ast.iter_fields(parent):
+            children = value if isinstance(value, list) else [value]
+            for i, child in enumerate(children):
+                if isinstance(child, ast.Constant):
+                    name = f"number {len(numbers)}"
+                    numbers[name] = float(child.value)  # type: ignore[arg-type]
+                    node = ast.copy_location(ast.Name(name, ast.Load()), child)
+                    if isinstance(value, list):
+                        value[i] = node
+                    else:
+                        setattr(parent, field, node)
+    return tree, numbers
 
 
 @lru_cache(maxsize=1000)
 def syntax_tree(text: str) -> ast.expr:
-    """Return an expression as Python reads it; raises ConfigError when it cannot."""
+    """Return an expression as Python reads it, to be looked at only; raises ConfigError when it cannot."""
+    return _parsed(text)
+
+
+def _parsed(text: str) -> ast.expr:
     try:
         # Python gives ^ the precedence of a bit operation, Lepton that of a power
         return ast.parse(text.replace("^", "**"), mode="eval").body

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from couloir.cv.base import CollectiveVariable
-from couloir.errors import ConfigError
-from couloir.generative.conditional_sgm import FittedConditionalSGM
+from couloir.errors import ConfigError, DataError
+from couloir.generative.conditional_sgm import FittedConditionalSGM, ProposedStructures
 from couloir.generative.model_state import LabelDensity, MixtureLabels, ModelState, UniformLabels
 from couloir.sampling.gates import GeometryGates
 from couloir.sampling.independence import EnergyEngine
-from couloir.sampling.model_samples import ModelSamples, sample_model, weighed_structures
+from couloir.sampling.model_samples import HIGHEST, ModelSamples, judged_structures, weighed_structures
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array
 
@@ -50,13 +50,15 @@ class _Mixture:
     errors: list[Array] = field(default_factory=list)
     parts: list[tuple[LabelDensity, int]] = field(default_factory=list)
 
-    def add(self, density: LabelDensity, n: int, found: ModelSamples, labels: Array) -> None:
+    def add(self, density: LabelDensity, n: int, drawn: ProposedStructures, energies: Array) -> None:
+        given = drawn.log_prob - density.log_density(drawn.labels)
+        whole = np.isfinite(given)
         self.parts.append((density, n))
-        self.labels.append(labels)
-        self.positions.append(found.positions)
-        self.energies.append(found.samples.potential)
-        self.log_given.append(found.log_prob - density.log_density(labels))
-        self.errors.append(found.error)
+        self.labels.append(drawn.labels[whole])
+        self.positions.append(drawn.positions[whole])
+        self.energies.append(energies[whole])
+        self.log_given.append(given[whole])
+        self.errors.append(np.asarray(drawn.error)[whole])
 
     def log_prob(self) -> Array:
         """Return the log-density (n,) of every structure in the mixture of all parts."""
@@ -81,14 +83,18 @@ def sample_adaptively(
     settings: dict[str, Any] | None = None,
     gates: GeometryGates | None = None,
 ) -> ModelSamples:
-    """Return ``n`` structures of a model with their weights, drawn so that the free energy along one of its labels is known evenly.
+    """Return about ``n`` structures of a model with their weights, drawn so that the free energy along one label is known evenly.
+
+    Later labels depend on earlier structures, so that weights have a bias that falls as 1/n, as importance weights do anyway, and rows are
+    not quite independent, which the bootstrap of error bars leaves out.
 
     Parameters
     ----------
     model : fitted, with every slow coordinate as a label that it imposes.
     along : one of its labels.
     record : CVs that are recorded besides the labels.
-    limits : per label, where it is drawn; default its period, or the values it was trained on.
+    limits : per label, where structures are wanted; default its period, or the values it was trained on.  The few that are drawn beyond
+        are left out.
     bins : cells of ``along`` that count alike.
     highest : kT above the lowest cell from which on a cell counts less and less.
     rounds : how often labels are drawn; the first time evenly.
@@ -119,10 +125,15 @@ def sample_adaptively(
             parts = [(box, round(SPREAD * size)), (around, size - round(SPREAD * size))]
         for part, (density, m) in enumerate(parts):
             state = ModelState(model, density, settings or {"n_steps": 40})
-            found = sample_model(state, engine, m, model.labels, seed=integer_seed(seed, "draw", number, part), gates=gates)
-            drawn.add(density, m, found, found.samples.values)
-    positions, energies = np.concatenate(drawn.positions), np.concatenate(drawn.energies)
-    return weighed_structures(positions, drawn.log_prob(), energies, np.concatenate(drawn.errors), cvs, engine.temperature)
+            drawn.add(density, m, *judged_structures(state, engine, m, seed=integer_seed(seed, "draw", number, part), gates=gates))
+        if not any((energies < HIGHEST).any() for energies in drawn.energies):
+            raise DataError(
+                f"none of {size} structures has a finite density and energy", "train the model longer, or look at what it makes"
+            )
+    # those beyond the limits, where kernels reach but a little, would carry large weights
+    inside = np.isfinite(box.log_density(np.concatenate(drawn.labels)))
+    positions, energies, errors = (np.concatenate(column)[inside] for column in (drawn.positions, drawn.energies, drawn.errors))
+    return weighed_structures(positions, drawn.log_prob()[inside], energies, errors, cvs, engine.temperature)
 
 
 def _box(model: FittedConditionalSGM, limits: Sequence[tuple[float, float]] | None) -> UniformLabels:
@@ -144,7 +155,10 @@ def _around(
     log_w = -np.concatenate(drawn.energies) / drawn.kT - drawn.log_prob()
     log_w[~np.isfinite(box.log_density(values))] = -np.inf  # else labels would wander off over the limits
     weight = np.exp(log_w - log_w.max())
-    cell = np.clip(np.searchsorted(edges, values[:, column], side="right") - 1, 0, len(edges) - 2)
+    place, period = values[:, column], box.periods[column]
+    if period is not None:
+        place = box.low[column] + np.mod(place - box.low[column], period)
+    cell = np.clip(np.searchsorted(edges, place, side="right") - 1, 0, len(edges) - 2)
     share = np.bincount(cell, weight, len(edges) - 1)
     with np.errstate(divide="ignore"):
         height = -np.log(share / share.max())

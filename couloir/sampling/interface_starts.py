@@ -93,9 +93,9 @@ def leave(
     ------
     SimulationError : nothing left A and came to A or B again.
     """
-    states, out = list(starts), [list[Trajectory]() for _ in starts]
+    states, out, times = list(starts), [list[Trajectory]() for _ in starts], [0] * len(starts)
     for k in range(patience):
-        going = [w for w, paths in enumerate(out) if len(paths) < TIMES_OUT]
+        going = [w for w, n in enumerate(times) if n < TIMES_OUT]
         if not going:
             break
         runs = _out_and_back(sampling, [states[w] for w in going], stride, integer_seed(seed, k))
@@ -103,7 +103,8 @@ def leave(
             left = departures([run], sampling.region_a, sampling.region_b) if run.ended == "stopped" else []
             stays = run.last is not None and bool(sampling.region_a.contains(run.last.positions[None])[0])
             states[w] = run.last if stays and run.last is not None else starts[w]
-            out[w] = [*out[w], *left[-1:]] if stays else []
+            times[w] = times[w] + len(left[-1:]) if stays else 0
+            out[w] += left[-1:] if stays else []
     if any(out):
         return [path for paths in out for path in paths[-TIMES_KEPT:]]
     raise SimulationError(

@@ -113,17 +113,23 @@ def sample_model(
     ------
     DataError : no structure has a finite density and energy.
     """
-    drawn = state.sample(n, seed=seed)
-    positions, log_prob = np.asarray(drawn.positions), np.asarray(drawn.log_prob)
-    energy = np.array(engine.energies(positions), dtype=np.float64)
-    energy = np.where(np.isfinite(energy), np.minimum(energy, HIGHEST), HIGHEST)
-    if gates is not None:
-        checks = gates.check(positions)
-        energy[~(checks["chirality"] & checks["peptide"])] = HIGHEST
-    whole = np.isfinite(log_prob)
+    drawn, energy = judged_structures(state, engine, n, seed=seed, gates=gates)
+    whole = np.isfinite(drawn.log_prob)
     if not (whole & (energy < HIGHEST)).any():
         raise DataError(f"none of {n} structures has a finite density and energy", "train the model longer, or look at what it makes")
-    return weighed_structures(positions[whole], log_prob[whole], energy[whole], np.asarray(drawn.error)[whole], cvs, engine.temperature)
+    log_prob, error = np.asarray(drawn.log_prob), np.asarray(drawn.error)
+    return weighed_structures(drawn.positions[whole], log_prob[whole], energy[whole], error[whole], cvs, engine.temperature)
+
+
+def judged_structures(state: State, engine: EnergyEngine, n: int, *, seed: int, gates: GeometryGates | None) -> tuple[Any, Array]:
+    """Return what a state draws, and the energies (n,); broken structures and those that fail the gates have :data:`HIGHEST`."""
+    drawn = state.sample(n, seed=seed)
+    energy = np.array(engine.energies(drawn.positions), dtype=np.float64)
+    energy = np.where(np.isfinite(energy), np.minimum(energy, HIGHEST), HIGHEST)
+    if gates is not None:
+        checks = gates.check(drawn.positions)
+        energy[~(checks["chirality"] & checks["peptide"])] = HIGHEST
+    return drawn, energy
 
 
 def weighed_structures(

@@ -310,7 +310,7 @@ class OpenMMEngine:
         function : importable; the engine it gets runs everything inline, on one worker's share of the cores.
         """
         alone = copy.copy(self)
-        alone._platform, alone._properties = self.platform, dict(self._context_properties(self.workers))
+        alone._platform, alone._properties = self.platform, dict(self._context_properties(len(parts)))
         alone.workers, alone._descriptions = 1, {}
         return self._run(_with_engine, [(function, alone, part) for part in parts])
 

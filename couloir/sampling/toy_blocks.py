@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -133,7 +134,7 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
         part(slice(0, m))
     else:
         edges = np.linspace(0, m, n_threads + 1).astype(int)
-        list(_pool(n_threads).map(part, [slice(a, b) for a, b in pairwise(edges)]))
+        list(_pool(n_threads, os.getpid()).map(part, [slice(a, b) for a, b in pairwise(edges)]))
     task.x[active], task.v[active], task.rng[active], task.finished[active] = x, v, rng, finished
     task.done[active] += done
     kept = done // task.per_frame if task.per_frame else 0 * done
@@ -144,8 +145,8 @@ def advance(dynamics: Dynamics, task: Task, fast: Compiled | None, active: Ints,
 
 
 @cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """Return threads that stay: starting some takes longer than many a block."""
+def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
+    """Return threads of a process that stay: starting some takes longer than many a block, and a forked process has none."""
     return ThreadPoolExecutor(n_threads)
 
 

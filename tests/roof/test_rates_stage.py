@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from couloir.cv import Coordinate
 from couloir.rates_stage import NAMES, backward, stored_cycles
 from couloir.report_rates import compare
 from couloir.run import Run
+from couloir.sampling import interface_sampling
 from couloir.sampling.path_store import PathLog
 from couloir.status import status_table
 from couloir.store import Store
@@ -196,6 +198,15 @@ def test_more_cycles_more_paths_and_other_records_go_on_from_the_store(mine, cap
     assert "Committor along x" not in (mine / "toy.run/report.html").read_text()
     assert start(mine, edited(more, ("n_sets = 2", "n_sets = 3"))) == 2
     assert "rates.n_sets changed" in capsys.readouterr().err
+
+
+def test_paths_are_moved_as_often_in_a_cycle_as_placement_says(tmp_path, monkeypatch):
+    place = interface_sampling.place
+    monkeypatch.setattr(interface_sampling, "place", lambda *what, **how: replace(place(*what, **how), shots=3))
+    assert start(tmp_path, edited(TOY, ("n_cycles = 240", "n_cycles = 31"))) == 0
+    with Run.open(tmp_path / "toy.run") as run:
+        assert [run.store.get(f"{name}/plan")["shots"] for name in NAMES.values()] == [3, 3]
+        assert stored_cycles(run) == (31, 31)
 
 
 def test_rates_may_be_added_to_a_run_that_had_none(tmp_path):

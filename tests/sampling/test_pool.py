@@ -34,6 +34,8 @@ def test_every_result_comes_once_and_in_order(short, n):
 def test_tasks_that_were_short_are_handed_over_in_groups_of_which_each_worker_gets_two():
     assert _pool._group_size(square, 40, 2) == 1
     run_tasks(square, range(40), 2, processes=False, short=True)
+    assert square in _pool._seconds
+    _pool._seconds[square] = 1e-5
     assert _pool._group_size(square, 40, 2) == 10
     assert _pool._group_size(square, 3, 2) == 1
 

@@ -27,6 +27,9 @@ HEADLINES = (
     "hidden barrier: time to RMSE 0.3 kT",
     "phi, adaptive: RMSE",
     "network calls saved",
+    "assisted: RMSE",
+    "force evaluations to 0.3 kT, well-tempered metadynamics",
+    "total crossing probability at kT = 0.07",
     "wrong model (0.89 on the right), (b) model as a state: weight",
     "wrong model (0.89 on the right), (c) generative moves: weight",
 )

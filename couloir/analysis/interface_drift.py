@@ -1,4 +1,4 @@
-"""Whether crossing probabilities still move: the second half of every chain against its first."""
+"""Whether crossing probabilities still move, the second half of every chain against its first, and whether a rate is known well enough."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from scipy import stats
 
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
 from couloir.analysis.path_weights import product_limit
-from couloir.errors import Finding
+from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
 
 FALSE_ALARM = 0.005
@@ -50,6 +50,22 @@ def settled(samples: InterfaceSamples) -> InterfaceSamples:
         if not drift(part):
             break
     return part
+
+
+def uncertain(samples: InterfaceSamples, relative_error: float) -> Finding | None:
+    """Return why the rate is not yet known to ``relative_error`` by enough blocks, or None when it is."""
+    remains = [f.message for f in samples.findings if f.code in ("first-path-remains", "few-passages")]
+    try:
+        rate = samples.rate
+    except DataError as error:
+        text = error.message
+    else:
+        few = [f.message for f in rate.findings if f.code in ("few-blocks", "drifting")]
+        if rate.rate.relative_error <= relative_error and not few and not remains:
+            return None
+        text = (remains + few)[0] if remains or few else f"its relative error is {rate.rate.relative_error:.2g}"
+    text = f"the rate is not known to {relative_error:g} after {samples.step.max()} cycles: {text}"
+    return Finding("rate-uncertain", text, "the same call with a larger n_cycles goes on from its store")
 
 
 def _reach(samples: InterfaceSamples, chain: int, *, late: bool, middle: float) -> Array:

@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from couloir.analysis.interface_drift import uncertain
 from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.cv.base import CollectiveVariable
 from couloir.cv.region import Region
-from couloir.errors import DataError, Finding
+from couloir.errors import DataError
 from couloir.progress import progress_bar
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, steps
@@ -241,13 +242,13 @@ class TransitionInterfaceSampling:
                     if on_progress is not None:
                         on_progress(k, n_cycles)
                     if relative_error is not None and k == look:
-                        if k > (discard or 0) and _uncertain(sets.samples(discard), relative_error) is None:
+                        if k > (discard or 0) and uncertain(sets.samples(discard), relative_error) is None:
                             break
                         look += look // 2
             finally:
                 log.commit()
         samples = sets.samples(discard)
-        lacking = None if relative_error is None else _uncertain(samples, relative_error)
+        lacking = None if relative_error is None else uncertain(samples, relative_error)
         return samples if lacking is None else replace(samples, findings=(*samples.findings, lacking))
 
     def _cycle(self, sets: InterfaceSets, k: int, seed: int, stored: Iterable[list[Trial]], log: PathLog) -> None:
@@ -383,22 +384,6 @@ class TransitionInterfaceSampling:
             "swaps": "all permutations" if self.swaps else False, "first": total.hexdigest(),
             "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride,
         }  # fmt: skip
-
-
-def _uncertain(samples: InterfaceSamples, relative_error: float) -> Finding | None:
-    """Return why the rate is not yet known to ``relative_error`` by enough blocks, or None when it is."""
-    remains = [f.message for f in samples.findings if f.code in ("first-path-remains", "few-passages")]
-    try:
-        rate = samples.rate
-    except DataError as error:
-        text = error.message
-    else:
-        few = [f.message for f in rate.findings if f.code in ("few-blocks", "drifting")]
-        if rate.rate.relative_error <= relative_error and not few and not remains:
-            return None
-        text = (remains + few)[0] if remains or few else f"its relative error is {rate.rate.relative_error:.2g}"
-    text = f"the rate is not known to {relative_error:g} after {samples.step.max()} cycles: {text}"
-    return Finding("rate-uncertain", text, "the same call with a larger n_cycles goes on from its store")
 
 
 def _rejected(reason: Reason, evaluations: int) -> Trial:

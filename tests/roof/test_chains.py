@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
+from run_files import couloir
 
 from couloir.analysis import FreeEnergySurface
 from couloir.analysis.samples import BiasedSamples
-from couloir.cli import main
 from couloir.cv import Dihedral, FunctionCV
 from couloir.pipeline import execute
 from couloir.run import Run
@@ -105,13 +105,6 @@ def edited(text, *changes):
         assert text.count(old) == 1, (old, text.count(old))
         text = text.replace(old, new)
     return text
-
-
-def couloir(*arguments):
-    """Run the command line in this process and return its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return stop.value.code
 
 
 def completed(folder, text, name="a"):

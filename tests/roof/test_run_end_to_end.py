@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_files import couloir
 
 from couloir.analysis import FreeEnergySurface
 from couloir.analysis.samples import BiasedSamples
-from couloir.cli import main
 from couloir.store import Store
 
 RUN = """
@@ -61,13 +61,6 @@ for _old, _new in (
 ):
     assert _old in LONG
     LONG = LONG.replace(_old, _new)
-
-
-def couloir(*arguments):
-    """Run the command line in this process and return its exit code."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return stop.value.code
 
 
 def digest(run, prefix=""):

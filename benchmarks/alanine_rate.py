@@ -53,14 +53,15 @@ ARRAYS = ("interfaces", "ensemble", "chain", "step", "maximum", "minimum", "leng
 
 @dataclass(frozen=True)
 class Scale:
-    """Cycles, sets, and ns of brute force begun in A and in B."""
+    """Cycles, sets, independent repeats of interface sampling from the placement on, and ns of brute force begun in A and in B."""
 
     cycles: int
     sets: int
+    repeats: int
     brute: tuple[float, float]
 
 
-SCALES = {"small": Scale(300, 8, (50.0, 50.0)), "paper": Scale(800, 8, (300.0, 700.0))}
+SCALES = {"small": Scale(300, 8, 1, (50.0, 50.0)), "paper": Scale(800, 8, 2, (300.0, 700.0))}
 
 
 def paths() -> tuple[PathEnsemble, int, int]:
@@ -72,17 +73,18 @@ def paths() -> tuple[PathEnsemble, int, int]:
         return PathEnsemble.load(run.path / "results" / "paths.npz"), int(about["force_evaluations"]), int(about["n"])
 
 
-def sampled(md: OpenMMEngine, given: PathEnsemble, scale: str, sign: float) -> InterfaceSamples:
+def sampled(md: OpenMMEngine, given: PathEnsemble, scale: str, sign: float, repeat: int = 0) -> InterfaceSamples:
     """Return interface sampling from A, or with ``sign=-1`` from B, with phi along every path; kept in a file."""
     a, b = system.states(md, sign)
     name = "from A" if sign > 0 else "from B"
-    file = system.RUNS / f"alanine_rate_{scale}_{name.replace(' ', '_')}.npz"
+    again = f"_{repeat + 1}" if repeat else ""
+    file = system.RUNS / f"alanine_rate_{scale}_{name.replace(' ', '_')}{again}.npz"
     if not file.exists():
         sampling = TransitionInterfaceSampling.from_paths(
-            given, md, a, b, along=system.progress(md, sign), seed=2, name=name, max_duration=system.LONGEST
+            given, md, a, b, along=system.progress(md, sign), seed=2 + 10 * repeat, name=name, max_duration=system.LONGEST
         )
         size = SCALES[scale]
-        samples = sampling.run(n_cycles=size.cycles, seed=3, n_sets=size.sets, record=[system.torsion(md)])
+        samples = sampling.run(n_cycles=size.cycles, seed=3 + 10 * repeat, n_sets=size.sets, record=[system.torsion(md)])
         print(samples, samples.rate, sep="\n", flush=True)
         fields = {key: getattr(samples, key) for key in ARRAYS}
         told = np.array([(f.code, f.message, f.fix or "") for f in samples.findings], dtype=str).reshape(-1, 3)
@@ -139,24 +141,29 @@ def of_paths(md: OpenMMEngine, found: PathEnsemble, before: int, per_transition:
     return rows
 
 
-def of_rates(both: ReweightedPaths, brute: tuple[tuple[Crossings, Crossings], ...], ratio: tuple[float, float]) -> list[Row]:
+def of_rates(found: list[ReweightedPaths], brute: tuple[tuple[Crossings, Crossings], ...], ratio: tuple[float, float]) -> list[Row]:
     """Return the rows about rates both ways; ``ratio`` is the population of B over A by umbrella sampling, and its relative error."""
     rows = []
     there, back = (brute[0][i] + brute[1][i] for i in (0, 1))
     indirect = back.rate * ratio[0], float(np.hypot(back.relative_error, ratio[1]))
-    for name, rate, (value, relative), how in (
-        ("B to A", both.rates[1], (back.rate, back.relative_error), f"brute force, {back}"),
-        ("A to B", both.rates[0], (there.rate, there.relative_error), f"brute force, {there}"),
-        ("A to B", both.rates[0], indirect, "brute force back, times populations by umbrella sampling"),
-    ):
-        rows.append(Row(f"rate {name} ({how})", 1000 * rate.value, "1/ns", 1000 * rate.standard_error, peer=how, peer_value=1000 * value))
-        if np.isfinite(relative):
-            away = abs(np.log(rate.value / value)) / float(np.hypot(rate.relative_error, relative))
-            rows.append(Row(f"its distance from {how}", away, "combined errors", None, 2.0, bool(away <= 2.0)))
+    for way, name in ((1, "B to A"), (0, "A to B")):
+        values, errors = np.array([(both.rates[way].value, both.rates[way].standard_error) for both in found]).T
+        value, error = float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
+        each = "; ".join(f"{1000 * v:.3g} ± {1000 * e:.2g}" for v, e in zip(values, errors, strict=True))
+        mean = f", mean of {each}" if len(found) > 1 else ""
+        direct = (there, back)[way]
+        peers = [(f"brute force, {direct}", direct.rate, direct.relative_error)]
+        if way == 0:
+            peers.append(("brute force back, times populations by umbrella sampling", *indirect))
+        for how, true, relative in peers:
+            rows.append(Row(f"rate {name} ({how}){mean}", 1000 * value, "1/ns", 1000 * error, peer=how, peer_value=1000 * true))
+            if np.isfinite(relative):
+                away = abs(np.log(value / true)) / float(np.hypot(error / value, relative))
+                rows.append(Row(f"its distance from {how}", away, "combined errors", None, 2.0, bool(away <= 2.0)))
     return rows
 
 
-def of_reach(from_a: InterfaceSamples, counts: IntArray) -> list[Row]:
+def of_reach(from_a: InterfaceSamples, counts: IntArray, which: str) -> list[Row]:
     """Return the rows about the farthest interface that brute force knows: departures from A are many, arrivals in B few."""
     k = int(np.flatnonzero(counts >= KNOWN_BY)[-1])
     value, relative = counts[k] / counts[0], 1.0 / float(np.sqrt(counts[k]))
@@ -165,12 +172,12 @@ def of_reach(from_a: InterfaceSamples, counts: IntArray) -> list[Row]:
     level = from_a.interfaces[k]
     how = f"brute force, {counts[k]} of {counts[0]}"
     return [
-        Row(f"probability to come from A to onward = {level:.3f}", found, "", error, peer=how, peer_value=float(value)),
-        Row(f"its distance from {how}", away, "combined errors", None, 2.0, bool(away <= 2.0)),
+        Row(f"probability to come from A to onward = {level:.3f}{which}", found, "", error, peer=how, peer_value=float(value)),
+        Row(f"its distance from {how}{which}", away, "combined errors", None, 2.0, bool(away <= 2.0)),
     ]
 
 
-def of_surface(both: ReweightedPaths) -> list[Row]:
+def of_surface(both: ReweightedPaths, which: str) -> list[Row]:
     """Return the rows about the free energy along phi."""
     edges = np.linspace(-np.pi, np.pi, N_BINS + 1)
     mine = both.free_energy("phi", temperature=system.TEMPERATURE, bins=edges).in_kT
@@ -182,9 +189,10 @@ def of_surface(both: ReweightedPaths) -> list[Row]:
     off -= np.sum(weight * off) / np.sum(weight)
     z = off / errors[known]
     return [
-        Row("free energy along phi from paths, against umbrella sampling: rms difference", float(np.sqrt(np.mean(off**2))), "kT",
+        Row(f"free energy along phi from paths, against umbrella sampling: rms difference{which}", float(np.sqrt(np.mean(off**2))), "kT",
             peer=f"cells of {N_BINS} in which both know it to {KNOWN:g} kT", peer_value=int(known.sum())),
-        Row("the same in combined standard errors, rms", float(np.sqrt(np.mean(z**2))), "", None, 2.0, bool(np.sqrt(np.mean(z**2)) <= 2.0)),
+        Row(f"the same in combined standard errors, rms{which}", float(np.sqrt(np.mean(z**2))), "", None, 2.0,
+            bool(np.sqrt(np.mean(z**2)) <= 2.0)),
     ]  # fmt: skip
 
 
@@ -207,20 +215,24 @@ def main() -> None:
     scale = arguments.scale
     size, md = SCALES[scale], system.engine()
     given, before, n_first = paths()
-    sides = [sampled(md, given, scale, sign) for sign in (-1.0, 1.0)][::-1]
-    spent, sides = sum(side.force_evaluations for side in sides), [settled(side) for side in sides]
-    both = reweighted_paths(*sides)
-    print(*both.findings, sep="\n")
+    runs = [[sampled(md, given, scale, sign, repeat) for sign in (-1.0, 1.0)][::-1] for repeat in range(size.repeats)]
+    spent = sum(side.force_evaluations for sides in runs for side in sides)
+    runs = [[settled(side) for side in sides] for sides in runs]
+    found = [reweighted_paths(*sides) for sides in runs]
+    print(*(finding for both in found for finding in both.findings), sep="\n")
     files = [round(1000 * ns / system.CHUNK) for ns in size.brute]
     if arguments.as_is:
         files = [min(n, system.simulated(begin)) for begin, n in zip("ab", files, strict=True)]
     brute = tuple(system.brute_force(begin, n) for begin, n in zip("ab", files, strict=True))
     ratio, back = populations(), brute[0][1] + brute[1][1]
     rows = of_paths(md, given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
-    reach = system.brute_force_reach(dict(zip("ab", files, strict=True)), sides[0].interfaces)
-    rows += [*of_rates(both, brute, ratio), *of_reach(sides[0], reach), *of_surface(both)]
-    rows.append(Row("population of A from paths", both.population.value, "", both.population.standard_error,
-                    peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip
+    rows += of_rates(found, brute, ratio)
+    for number, (sides, both) in enumerate(zip(runs, found, strict=True), 1):
+        which = f" (run {number})" if len(runs) > 1 else ""
+        reach = system.brute_force_reach(dict(zip("ab", files, strict=True)), sides[0].interfaces)
+        rows += [*of_reach(sides[0], reach, which), *of_surface(both, which)]
+        rows.append(Row(f"population of A from paths{which}", both.population.value, "", both.population.standard_error,
+                        peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip
     simulated = sum(c.time for part in brute for c in part)
     rows.append(Row("force evaluations of interface sampling, both ways", spent, "",
                     peer="of brute force", peer_value=simulated / system.TIME_STEP))  # fmt: skip

@@ -20,7 +20,7 @@ from couloir.sampling.guides import Guides, first_paths, heated, steer
 from couloir.sampling.path_chains import Chains
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_sampling import TransitionPathSampling
-from couloir.sampling.path_store import PathLog
+from couloir.sampling.path_store import PathLog, packed, unpacked
 from couloir.sampling.path_tree import Branch, stored_tree
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, State, Trajectory
@@ -41,7 +41,6 @@ HOTTER = 2.0
 """Times the temperature, for first paths at a high temperature by default."""
 _HOT_FRAMES = 50_000  # of a hot run, at most
 _FIRST, _ABOUT, _BASINS = "first-paths", "first-paths/about", "paths-basins"
-_FRAMES = ("positions", "velocities", "boxes")
 _MOVES = {"one-way": ShootingMove.one_way, "two-way": ShootingMove.two_way}
 
 
@@ -99,22 +98,12 @@ def load_first(run: Run, engine: Any) -> list[Trajectory]:
 
 def keep_paths(store: Store, key: str, paths: Sequence[Trajectory], **more: Any) -> None:
     """Append paths, and arrays with them, to a series as one chunk."""
-    arrays: dict[str, Any] = {"lengths": np.array([len(path) for path in paths], dtype=np.int64), **more}
-    for name in _FRAMES:
-        parts = [getattr(path, name) for path in paths]
-        if all(part is not None for part in parts):
-            arrays[name] = np.concatenate(parts)
-    store.append({key: arrays})
+    store.append({key: packed(paths, **more)})
 
 
 def kept_paths(run: Run, engine: Any, data: Mapping[str, Any]) -> list[Trajectory]:
     """Return the paths of a chunk that :func:`keep_paths` wrote."""
-    out, at = [], 0
-    for n in data["lengths"]:
-        frames = {name: data[name][at : at + n] for name in _FRAMES if name in data}
-        out.append(Trajectory(frames["positions"], stride_of(run, engine), frames.get("velocities"), frames.get("boxes"), engine.topology))
-        at += int(n)
-    return out
+    return unpacked(data, stride_of(run, engine), engine.topology)
 
 
 def stored_paths(run: Run, engine: Any) -> PathEnsemble | None:

@@ -19,6 +19,8 @@ from couloir.cv.base import wrap
 from couloir.errors import ConfigError, DataError, Finding, SimulationError
 from couloir.paths_stage import keep_paths, kept_paths, states_of
 from couloir.run import Run, write_json
+from couloir.sampling.interface_checkpoint import stored_cycles as checkpointed
+from couloir.sampling.path_store import packed
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
 
@@ -38,6 +40,7 @@ BINS = 50
 _TIMES = 20  # the longest reactive path, that paths may take by default; as TransitionInterfaceSampling.from_paths has it
 _MOST_GIVEN = 64  # reactive paths that interfaces are placed from
 _LEVELS = 300  # points of a crossing probability that are saved
+_PER = ((1.0, "1/ps"), (1e3, "1/ns"), (1e6, "1/us"), (1e9, "1/ms"), (1e12, "1/s"))
 _GIVEN, _DONE = "rates/given", "rates/done"
 _FIXES = {
     "rate-uncertain": "raise rates.n_cycles: the run goes on from its store",
@@ -111,7 +114,9 @@ def sample_rates(run: Run, engine: Any, paths: PathEnsemble, cvs: dict[str, Coll
     for side, (sampling, before) in zip(sides, placed, strict=True):
         settings: dict[str, Any] = {"relative_error": table.relative_error, "n_cycles": table.n_cycles, "n_sets": table.n_sets}
         seed = integer_seed(run.config.seed, side.name, "run")
-        some = sampling.run(seed=seed, record=[cvs[name] for name in names], store=run.store, **settings)
+        frames = run.store.count(f"{side.name}/steps") > 0  # of a run that began when all frames were kept
+        record = [cvs[name] for name in names] if frames else _watched(run, side, cvs)
+        some = sampling.run(seed=seed, record=record, store=run.store, keep_frames=frames, **settings)
         run.log(str(some))
         samples.append(some)
         spent.append(before)
@@ -170,13 +175,16 @@ def saved_rates(run: Run) -> dict[str, Any] | None:
 
 
 def stored_cycles(run: Run) -> tuple[int, int]:
-    """Return how many cycles either side has taken; every shot is a step that is written, and so is the exchange of an even cycle."""
+    """Return how many cycles either side has taken.
+
+    Where all frames are kept, every shot is a step that is written, and so is the exchange of an even cycle.
+    """
     out = []
     for name in NAMES.values():
         if not run.store.count(f"{name}/steps"):
-            out.append(0)
+            out.append(checkpointed(run.store, name))
             continue
-        last = run.store.chunk(f"{name}/steps", -1)
+        last = run.store.chunk(f"{name}/steps", -1)  # of a run that began when all frames were kept
         steps = int(last["begin"][0]) + len(last["reason"])
         shots = int((run.store.get(f"{name}/plan") or {}).get("shots", 1))
         pairs, rest = divmod(steps, 2 * shots + 1)
@@ -188,7 +196,7 @@ def summary(found: Mapping[str, Any]) -> str:
     """Return both rates in one line."""
     parts = []
     for key, ways in (("from_a", "A to B"), ("from_b", "B to A")):
-        rate = found["rates"][key]
+        rate = readable(found["rates"][key])
         parts.append(f"{ways} {_text(rate)} (95 %: {_short(rate['low'])} to {_short(rate['high'])})")
     return "rates: " + "; ".join(parts)
 
@@ -267,29 +275,55 @@ def _given(run: Run, engine: Any, paths: PathEnsemble) -> list[Trajectory]:
 
 
 def _placed(run: Run, engine: Any, side: Side, given: list[Trajectory], say: Say) -> tuple[TransitionInterfaceSampling, int]:
-    """Return a side's sampling with its interfaces, placed once, and the steps of dynamics that pilot runs took."""
+    """Return a side's sampling with its interfaces, placed once, and the steps of dynamics that this took."""
     from couloir.sampling import TransitionInterfaceSampling
 
     assert run.config.rates is not None
     asked = run.config.rates.max_duration
-    longest = asked if asked is not None else _TIMES * max((len(path) - 1) * path.stride for path in given)
     key = f"{side.name}/placed"
     if not run.store.count(key):
+        say(f"{side.name}: looks for where interfaces go, by dynamics from {'A' if side.sign > 0 else 'B'} and pilot runs")
         seed = integer_seed(run.config.seed, side.name)
         sampling = TransitionInterfaceSampling.from_paths(
-            given, engine, side.region, side.other, along=side.along, seed=seed, max_duration=longest, store=run.store, name=side.name
+            given, engine, side.region, side.other, along=side.along, seed=seed, max_duration=asked, store=run.store, name=side.name
         )
-        pilots = [series for series in run.store.series() if series.startswith(f"{side.name}/pilot")]
-        spent = sum(int(chunk["evaluations"].sum()) for series in pilots for chunk in run.store.chunks(series))
-        more = {"interfaces": np.array(sampling.interfaces), "shots": np.array([sampling.shots]), "spent": np.array([spent])}
-        keep_paths(run.store, key, sampling.first, **more)
+        spent = sampling.placement_force_evaluations
+        more = {
+            "interfaces": np.array(sampling.interfaces), "shots": np.array([sampling.shots]), "spent": np.array([spent]),
+            "longest": np.array([sampling.max_duration]),
+        }  # fmt: skip
+        # what led here is needed no more, and leaves its room to what follows
+        used = [series for series in run.store.series() if series.startswith((f"{side.name}/pilot", f"{side.name}/around A"))]
+        run.store.append({key: packed(sampling.first, **more)}, replace=(key, *used))
         where = ", ".join(f"{x:.3g}" for x in side.seen(sampling.interfaces))
         say(f"{side.name}: {len(sampling.interfaces)} interfaces at {where}; {spent} force evaluations to place them")
     stored = run.store.chunk(key, 0)
+    if "longest" in stored:
+        longest = float(stored["longest"][0])
+    else:  # of a run that was placed before it was kept
+        longest = asked if asked is not None else _TIMES * max((len(path) - 1) * path.stride for path in given)
     return TransitionInterfaceSampling(
         engine, side.region, side.other, side.along, stored["interfaces"].tolist(), max_duration=longest,
         shots=int(stored["shots"][0]), first=tuple(kept_paths(run, engine, stored)), name=side.name,
     ), int(stored["spent"][0])  # fmt: skip
+
+
+def _watched(run: Run, side: Side, cvs: Mapping[str, CollectiveVariable]) -> list[CollectiveVariable]:
+    """Return the CVs whose values along paths are kept: all that the run file had at the first cycle, so that ``rates.record`` may change.
+
+    Raises
+    ------
+    ConfigError : ``rates.record`` names another.
+    """
+    stored = (run.store.get(f"{side.name}/plan") or {}).get("record")
+    names = list(cvs) if stored is None else list(stored)
+    missing = [name for name in recorded(run) if name not in names]
+    if missing:
+        raise ConfigError(
+            f"rates.record names {missing[0]!r}, a CV that was not in the run file when paths were sampled: their frames are not kept",
+            f"leave it out (known are {', '.join(names)}), or start a new run",
+        )
+    return [cvs[name] for name in names]
 
 
 def _found(
@@ -373,6 +407,16 @@ def _finite(value: Any) -> float | None:
 
 def _text(number: Mapping[str, Any]) -> str:
     return f"{_short(number['value'])} ± {_short(number['standard_error'], 2)} {number['unit']}".rstrip()
+
+
+def readable(number: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a rate of ``rates.json``, which has 1/ps, in the unit of time in which it is no small number."""
+    value = number["value"]
+    if not value:
+        return dict(number)
+    factor, unit = next((one for one in _PER if value * one[0] >= 0.1), _PER[-1])
+    keys = ("value", "standard_error", "low", "high")
+    return {**number, **{key: None if number[key] is None else number[key] * factor for key in keys}, "unit": unit}
 
 
 def _short(value: float | None, digits: int = 3) -> str:

@@ -12,7 +12,7 @@ from couloir import report_html as web
 from couloir.analysis.plots import label, plot_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.errors import DataError
-from couloir.rates_stage import finished, recorded, stored_cycles
+from couloir.rates_stage import finished, readable, recorded, stored_cycles
 from couloir.report_data import RunData
 from couloir.report_figures import COLORS, LINE, new
 from couloir.report_html import Page
@@ -51,7 +51,7 @@ def write_rates(page: Page, data: RunData) -> None:
         return
     if not finished(data.run):
         page.add(web.paragraph("These are the rates of an earlier request: what is asked for now is not finished.", "soft"))
-    header: tuple[str, ...] = ("", "k [1/ps]", "standard error", "95 % interval", "mean waiting time")
+    header: tuple[str, ...] = ("", "k", "standard error", "95 % interval", "mean waiting time")
     page.add(web.paragraph(_said(found)), web.table(header, _rates(found)))
     text = "Probability that a path that leaves A (B) reaches a value of the order parameter before it returns; bars: 95 % intervals."
     drawn, said = [page.vector(crossing_figure(found), text)], []
@@ -78,25 +78,27 @@ def answer(data: RunData) -> str:
     """Return the rates in one sentence; empty where there are none."""
     if data.rates is None:
         return ""
-    k = data.rates["rates"]
-    one, other = (f"{_short(k[key]['value'])} ± {_short(k[key]['standard_error'], 2)} 1/ps" for key in _WAYS)
+    k = {key: readable(data.rates["rates"][key]) for key in _WAYS}
+    one, other = (f"{_short(k[key]['value'])} ± {_short(k[key]['standard_error'], 2)} {k[key]['unit']}" for key in _WAYS)
     return f"The rate from A to B is {one}, from B to A {other}"
 
 
 def _said(found: Mapping[str, Any]) -> str:
-    share, flux = found["population"], found["reactive_flux"]
+    share, flux = found["population"], readable(found["reactive_flux"])
     return (
         f"A is {found['from']}, B is {found['to']}. The system spends {_both(share)} of its time in A or on the way from it, and goes "
-        f"from A to B {_both(flux)} times per ps. {found['force_evaluations']} force evaluations were spent on the rates."
+        f"from A to B {_both(flux)} times per {flux['unit'].removeprefix('1/')}. "
+        f"{found['force_evaluations']} force evaluations were spent on the rates."
     )
 
 
 def _rates(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for key, way in _WAYS.items():
-        k = found["rates"][key]
-        interval = f"{_short(k['low'])} to {_short(k['high'])}"
-        rows.append((way, _short(k["value"]), _short(k["standard_error"], 2), interval, web.duration(1 / k["value"]) if k["value"] else ""))
+        k, value = readable(found["rates"][key]), found["rates"][key]["value"]
+        interval = f"{_short(k['low'])} to {_short(k['high'])} {k['unit']}"
+        known = f"{_short(k['value'])} {k['unit']}", f"{_short(k['standard_error'], 2)} {k['unit']}"
+        rows.append((way, *known, interval, web.duration(1 / value) if value else ""))
     return rows
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,12 @@ class Store:
                 raise StoreError(f"cannot {action} {self.path}: not a Couloir store, or damaged ({text})", fix) from error
             raise StoreError(f"cannot {action} {self.path}: {text}", "check that the folder exists and may be written") from error
 
-    def append(self, chunks: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+    def append(self, chunks: Mapping[str, Mapping[str, npt.NDArray[Any]]], *, replace: Collection[str] = ()) -> None:
         """Append one chunk to each of the named series, all or nothing.
+
+        Parameters
+        ----------
+        replace : which of them lose all chunks that they had; what is removed leaves room for what is written next.
 
         Raises
         ------
@@ -94,6 +98,7 @@ class Store:
         with self._guard("write to"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.executemany("DELETE FROM chunk WHERE series = ?", [(name,) for name in replace])
                 self._db.executemany(
                     "INSERT INTO chunk VALUES (?, (SELECT COALESCE(MAX(number) + 1, 0) FROM chunk WHERE series = ?), ?)", rows
                 )

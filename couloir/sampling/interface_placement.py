@@ -22,11 +22,12 @@ from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError
 from couloir.sampling.interface_ensembles import departures, require_boundary
 from couloir.sampling.interface_starts import TIMES_KEPT, evenly, leave
-from couloir.sampling.path_store import PathLog, bare
+from couloir.sampling.path_store import PathLog, bare, packed, unpacked
 from couloir.sampling.velocities import turned_paths
 from couloir.store import Store
 from couloir.streams import integer_seed
-from couloir.trajectory import Array, Trajectory
+from couloir.trajectory import Array, State, Trajectory
+from couloir.units import convert
 
 if TYPE_CHECKING:
     from couloir.sampling.interface_sampling import TransitionInterfaceSampling
@@ -42,6 +43,10 @@ MOST_SHOTS = 8
 """Most moves of a path in a cycle."""
 N_INSIDE = 16
 """Paths of [0-] that are made to start from, and to see how long they are."""
+STAYS = 10
+"""Times the longest stay in A that was seen, that paths may take where the default is too short for stays."""
+MOST_STAY = 10_000.0
+"""ps; the longest duration of paths is not doubled beyond, in search of how long stays in A are."""
 MOST_INTERFACES = 60
 """Interfaces after which placement gives up."""
 
@@ -121,7 +126,13 @@ def even_levels(levels: Sequence[float], seen: Sequence[Visited], share: float =
 
 
 def place(
-    sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], *, seed: int, pilot: Pilot, store: Store | None = None
+    sampling: TransitionInterfaceSampling,
+    given: Sequence[Trajectory],
+    *,
+    seed: int,
+    pilot: Pilot,
+    store: Store | None = None,
+    longer: bool = False,
 ) -> TransitionInterfaceSampling:
     """Return the sampling with interfaces up to B, and with pilot paths to start from.
 
@@ -130,6 +141,7 @@ def place(
     sampling : has the first interface.
     given : trajectories that leave A; dynamics into A starts from where they did.
     store : where the pilot's steps are kept; a store that holds some of them already is continued.
+    longer : whether ``max_duration`` may be raised, as far as it takes to see how long the system stays in A.
 
     Raises
     ------
@@ -142,13 +154,13 @@ def place(
         raise DataError(f"no path leaves A ({sampling.region_a}) and comes to A or B", "give paths from A to B")
     into = [path.state(len(path) - 1) for path in turned_paths(sampling.engine, out)]
     starts = [into[i % len(into)] for i in range(-(-pilot.n_chains // TIMES_KEPT))]
-    chains = leave(sampling, starts, given[0].stride, integer_seed(seed, sampling.name, "out of A"))
-    inside = sampling.into(chains[:: max(1, len(chains) // N_INSIDE)], integer_seed(seed, sampling.name, "into A"))
+    sampling, chains, inside = _around_a(sampling, starts, given[0], seed, store, longer=longer)
     levels, first, seen, lengths = [float(sampling.interfaces[0])], list(inside), list[Visited](), list[float]()
     while len(levels) <= MOST_INTERFACES:
         here = replace(sampling, interfaces=tuple(levels))
         chains = [chains[i % len(chains)] for i in range(pilot.n_chains)]
-        visited = _pilot_run(here, chains, seed, pilot, store)
+        visited, spent = _pilot_run(here, chains, seed, pilot, store)
+        sampling = replace(sampling, placement_force_evaluations=sampling.placement_force_evaluations + spent)
         first += evenly(visited, pilot.n_chains)
         maxima = np.array([sampling.along.evaluate(path.positions).max() for path in visited])
         arrived = sampling.region_b.contains(np.array([path.positions[-1] for path in visited]))
@@ -168,16 +180,49 @@ def place(
     )
 
 
+def _around_a(
+    sampling: TransitionInterfaceSampling, starts: Sequence[State], like: Trajectory, seed: int, store: Store | None, *, longer: bool
+) -> tuple[TransitionInterfaceSampling, list[Trajectory], list[Trajectory]]:
+    """Return the sampling with what it cost, paths of [0+] and of [0-]; read where a store holds them.
+
+    Where ``longer``, the longest duration is doubled until no stay in A is cut off, and then is :data:`STAYS` times the longest of them.
+    """
+    key = f"{sampling.name}/around A"
+    if store is None or not store.count(key):
+        out = leave(sampling, starts, like.stride, integer_seed(seed, sampling.name, "out of A"))
+        spent, some = out.force_evaluations, out[:: max(1, len(out) // N_INSIDE)]
+        longest, cut = float(convert(sampling.max_duration, "ps", "max_duration")), 0
+        while True:
+            inside, steps, n_cut = replace(sampling, max_duration=longest).into(some, integer_seed(seed, sampling.name, "into A"))
+            spent, cut = spent + steps, cut + n_cut
+            if not (longer and n_cut and longest < MOST_STAY):
+                break
+            longest *= 2
+        if longer and cut:
+            longest = max(longest, STAYS * max(len(path) for path in inside) * like.stride)
+        arrays = packed([*out, *inside], n_out=np.array([len(out)]), spent=np.array([spent]), longest=np.array([longest]))
+        if store is None:
+            return _at(sampling, longest, spent), list(out), inside
+        store.append({key: arrays})
+    data = store.chunk(key, 0)
+    paths, n = unpacked(data, like.stride, like.topology), int(data["n_out"][0])
+    return _at(sampling, float(data["longest"][0]), int(data["spent"][0])), paths[:n], paths[n:]
+
+
+def _at(sampling: TransitionInterfaceSampling, longest: float, spent: int) -> TransitionInterfaceSampling:
+    return replace(sampling, max_duration=longest, placement_force_evaluations=spent)
+
+
 def _pilot_run(
     sampling: TransitionInterfaceSampling, chains: list[Trajectory], seed: int, pilot: Pilot, store: Store | None
-) -> list[Trajectory]:
-    """Return the paths of chains in the ensemble of the highest interface after each step that counts."""
+) -> tuple[list[Trajectory], int]:
+    """Return the paths of chains in the ensemble of the highest interface after each step that counts, and the cost of all steps."""
     name = f"{sampling.name}/pilot {len(sampling.interfaces) - 1}"
     log = PathLog(store, name, sampling.plan(chains, len(chains), seed))
     longest = sampling.max_frames(chains[0].stride)
     paths, visited = list(chains), []
     stored = log.replay(paths)
-    begin = pilot.n_steps // 3
+    begin, spent = pilot.n_steps // 3, 0
     try:
         for k in range(1, begin + pilot.n_steps + 1):
             trials = next(stored, None)
@@ -186,6 +231,7 @@ def _pilot_run(
                 top = [sampling.ensembles[-1]] * len(paths)
                 trials = sampling.move.propose(sampling.engine, paths, top, seeds=seeds, max_frames=longest)
                 log.add(trials, paths)
+            spent += sum(trial.force_evaluations for trial in trials)
             for c, trial in enumerate(trials):
                 if trial.path is not None:
                     paths[c] = bare(trial.path)
@@ -193,4 +239,4 @@ def _pilot_run(
                 visited += paths
     finally:
         log.commit()
-    return visited
+    return visited, spent

@@ -34,6 +34,7 @@ from couloir.errors import DataError
 from couloir.progress import progress_bar
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, steps
+from couloir.sampling.interface_checkpoint import Checkpoints
 from couloir.sampling.interface_ensembles import (
     CrossingEnsemble,
     ExcursionEnsemble,
@@ -81,6 +82,7 @@ class TransitionInterfaceSampling:
     shots : moves of every path in a cycle, but one of [0-]: where A holds the system for long, that one costs more than all others.
     first : paths to start from when a run is given none.
     name : prefix of what is stored, and part of every random stream.
+    placement_force_evaluations : steps of dynamics that placing the interfaces took; 0 where they were given.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class TransitionInterfaceSampling:
     shots: int = field(default=1, kw_only=True)
     first: tuple[Trajectory, ...] = field(default=(), kw_only=True, repr=False)
     name: str = field(default="interfaces", kw_only=True)
+    placement_force_evaluations: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         values = tuple(convert(v, self.along.unit, f"an interface along {self.along.name}") for v in self.interfaces)
@@ -133,7 +136,8 @@ class TransitionInterfaceSampling:
         Parameters
         ----------
         paths : from A to B or back, as :class:`TransitionPathSampling` returns them; what engine made them is not written in them.
-        max_duration : ps; default twenty times the longest of ``paths``.
+        max_duration : ps; default twenty times the longest of ``paths``, or ten times the longest stay in A that is seen where that
+            is too short for some.
         pilot : how long the pilot runs are.
         store : where pilot runs are kept; may be that of the run, and a store that holds some already is continued.
 
@@ -145,6 +149,7 @@ class TransitionInterfaceSampling:
         given = list(paths.paths) if isinstance(paths, PathEnsemble) else list(paths)
         if not given:
             raise DataError("there are no paths to start from", "find some by TransitionPathSampling or reactive_seeds")
+        longer = max_duration is None
         if max_duration is None:
             max_duration = _TIMES * max((len(path) - 1) * path.stride for path in given)
         start = cls(
@@ -154,7 +159,7 @@ class TransitionInterfaceSampling:
         distinct = list({id(path): path for path in given}.values())[:_MOST_FIRST]
         moving = [start._moving(path, integer_seed(seed, "given", i)) for i, path in enumerate(distinct)]
         moving += turned_paths(engine, moving)  # seen from B, paths from A to B lead the other way
-        return place(start, moving, seed=seed, pilot=pilot or Pilot(), store=store)
+        return place(start, moving, seed=seed, pilot=pilot or Pilot(), store=store, longer=longer)
 
     @cached_property
     def ensembles(self) -> tuple[ExcursionEnsemble | CrossingEnsemble, ...]:
@@ -187,6 +192,7 @@ class TransitionInterfaceSampling:
         keep_paths: bool = False,
         record: Sequence[CollectiveVariable] = (),
         store: Store | None = None,
+        keep_frames: bool = True,
         on_progress: OnProgress | None = None,
     ) -> InterfaceSamples:
         """Move all paths ``n_cycles`` times, or until the rate is known well enough, and return what they were after each cycle.
@@ -204,6 +210,8 @@ class TransitionInterfaceSampling:
         keep_paths : whether the paths themselves are returned.
         record : CVs whose values along the paths are returned, for :func:`couloir.analysis.reweighted_paths`.
         store : where every step is kept; a store that holds some of this run already is continued.
+        keep_frames : whether the store keeps all frames of all paths, which may be gigabytes for a molecule.  Without, it keeps the
+            last path of every ensemble, and of all others the values of CVs in ``record``, which cannot be changed then.
         on_progress : called with the cycles done and asked for.
 
         Returns
@@ -228,17 +236,27 @@ class TransitionInterfaceSampling:
         if relative_error is not None and relative_error <= 0:
             raise DataError(f"relative_error = {relative_error}, expected a positive number")
         given = list(self.first) if first is None else [first] if isinstance(first, Trajectory) else list(first)
-        starts = self._starts(given, n_sets, seed)
-        log = PathLog(store, self.name, self.plan(starts, n_sets, seed))
+        if keep_paths and store is not None and not keep_frames:
+            raise DataError("keep_paths needs all frames, which the store is not to keep", "leave out keep_frames=False")
+        starts, spent = self._starts(given, n_sets, seed)
+        plan = self.plan(starts, n_sets, seed)
         sets = InterfaceSets(self, starts, n_sets, keep_paths, record)
-        stored = log.replay(sets.paths)
+        sets.force_evaluations = spent
+        last = None if keep_frames or store is None else Checkpoints(store, self.name, plan, sets)
+        log = PathLog(store if last is None else None, self.name, plan)
+        stored, done = log.replay(sets.paths), len(sets.steps)
         look = FIRST_LOOK
+        while look < done:
+            look += look // 2
         with progress_bar(self.name, n_cycles, "cycles") as bar:
             try:
-                for k in range(1, n_cycles + 1):
-                    self._cycle(sets, k, seed, stored, log)
-                    sets.note(k)
-                    bar.advance(1, f"acceptance {sets.acceptance:.2f}")
+                for k in range(max(1, done), n_cycles + 1):
+                    if k > done:
+                        self._cycle(sets, k, seed, stored, log)
+                        sets.note(k)
+                        if last is not None:
+                            last.add()
+                    bar.advance(1 if k > done else k, f"acceptance {sets.acceptance:.2f}")
                     if on_progress is not None:
                         on_progress(k, n_cycles)
                     if relative_error is not None and k == look:
@@ -247,6 +265,8 @@ class TransitionInterfaceSampling:
                         look += look // 2
             finally:
                 log.commit()
+                if last is not None:
+                    last.commit()
         samples = sets.samples(discard)
         lacking = None if relative_error is None else uncertain(samples, relative_error)
         return samples if lacking is None else replace(samples, findings=(*samples.findings, lacking))
@@ -316,8 +336,11 @@ class TransitionInterfaceSampling:
             parts = [[past, pair] for past, pair in zip(turned_paths(self.engine, more), pairs, strict=True)]
         return [replace(Trajectory.join(both), ended=how, last=None) for both, how in zip(parts, ended, strict=True)]
 
-    def _starts(self, given: list[Trajectory], n_sets: int, seed: int) -> list[Trajectory]:
-        """Return a path for every set and ensemble, set after set; candidates are dealt to the sets in turn."""
+    def _starts(self, given: list[Trajectory], n_sets: int, seed: int) -> tuple[list[Trajectory], int]:
+        """Return a path for every set and ensemble, set after set, and the steps of dynamics it took to make those of [0-].
+
+        Candidates are dealt to the sets in turn.
+        """
         if not given:
             raise DataError("there are no first paths", "find some by initial_paths(sampling, state, ...) or reactive_seeds")
         require_boundary(given, self.region_a, self.along, self.interfaces[0])
@@ -331,7 +354,9 @@ class TransitionInterfaceSampling:
                 "give paths that do, or raise max_duration",
             )
         maxima = [float(self.along.evaluate(path.positions).max()) for path in out]
-        inside = [path for path in excursions(given, self.region_a) if len(path) <= longest] or self.into(out[:1], seed)
+        inside, spent = [path for path in excursions(given, self.region_a) if len(path) <= longest], 0
+        if not inside:
+            inside, spent, _ = self.into(out[:1], seed)
         starts = []
         for s in range(n_sets):
             starts.append(inside[s % len(inside)])
@@ -343,10 +368,10 @@ class TransitionInterfaceSampling:
                         "give a path from A to B, or find paths by initial_paths(sampling, state, ...)",
                     )
                 starts.append(crossing[s % len(crossing)])
-        return starts
+        return starts, spent
 
-    def into(self, departures: Sequence[Trajectory], seed: int) -> list[Trajectory]:
-        """Return paths of [0-], run backward from where departures leave A.
+    def into(self, departures: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], int, int]:
+        """Return paths of [0-], run backward from where departures leave A; steps of dynamics they took; how many were cut off.
 
         Raises
         ------
@@ -355,13 +380,14 @@ class TransitionInterfaceSampling:
         starts = [piece(path, 0, 2) for path in departures]
         seeds = [integer_seed(seed, "into A", i) for i in range(len(starts))]
         paths = self._run_on(starts, 0, seeds, self.max_frames(starts[0].stride))
+        spent = steps(starts[0].stride, self.engine.time_step, "stride") * sum(len(path) - 2 for path in paths)
         done = [bare(path) for path in paths if path.ended == "stopped"]
         if not done:
             raise DataError(
                 f"dynamics into A ({self.region_a}) did not leave it again within max_duration = {self.max_duration}",
                 "raise max_duration, or move the first interface towards A",
             )
-        return done
+        return done, spent, sum(path.ended == "complete" for path in paths)
 
     def _moving(self, path: Trajectory, seed: int) -> Trajectory:
         """Return a path with velocities where the engine has them and without where it has none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,51 @@ FEW_PASSAGES = 20
 """Passages from [0-] to the last ensemble below which channels of the reaction may be those of the first paths."""
 _EXCHANGED: tuple[Reason, ...] = ("accepted", "ensemble", "max length", "failed")
 """What can become of an exchange; it is accepted whenever it is possible."""
+
+
+_HELD = ("paths", "made_by", "_facts", "_lineage", "_from_a")
+_COUNTED = ("outcomes", "exchanges")
+_NUMBERS = ("free", "force_evaluations", "passages", "_wrapped")
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Where all sets stand after a cycle.
+
+    Attributes
+    ----------
+    n_noted : cycles that were noted until then.
+    held : per attribute of :class:`InterfaceSets` with an entry per path, these.
+    counts : ``outcomes`` and ``exchanges``.
+    cut : that attribute.
+    numbers : per attribute that is one number, this.
+    """
+
+    n_noted: int
+    held: dict[str, list[Any]]
+    counts: dict[str, dict[Reason, IntArray]]
+    cut: IntArray
+    numbers: dict[str, int | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What was noted of some consecutive cycles.
+
+    Attributes
+    ----------
+    steps : (n_cycles,) their numbers.
+    noted : (n_cycles, n_paths, 4) :data:`Facts` of each path.
+    which : (n_cycles * n_paths,) number of the values of CVs along each path; empty when none are recorded, as are the next two.
+    lengths : (n_distinct,) frames of each distinct path.
+    series : (n_cvs, frames) values along all distinct paths, one path after another.
+    """
+
+    steps: IntArray
+    noted: Array
+    which: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    lengths: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    series: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 class InterfaceSets:
@@ -158,9 +204,54 @@ class InterfaceSets:
                 self._series.append(values)
 
     @property
+    def steps(self) -> list[int]:
+        """Cycles that were noted."""
+        return self._steps
+
+    @property
     def stuck(self) -> list[int]:
         """Which paths hold a frame of a first one."""
         return [c for c, made in enumerate(self.made_by) if not made.all()]
+
+    def snapshot(self) -> Snapshot:
+        """Return everything that the next cycle follows from, as it is now."""
+        held = {name: list(getattr(self, name)) for name in _HELD}
+        counts = {name: {key: count.copy() for key, count in getattr(self, name).items()} for name in _COUNTED}
+        return Snapshot(len(self._steps), held, counts, self.cut.copy(), {name: getattr(self, name) for name in _NUMBERS})
+
+    def rows(self, begin: int, end: int) -> Rows:
+        """Return what was noted of cycles ``begin`` to ``end``, counted from 0; values of CVs once per path."""
+        n = len(self.places)
+        noted = np.array(self._noted[begin:end], dtype=np.float64).reshape(-1, n, 4)
+        found = Rows(np.array(self._steps[begin:end], dtype=np.int64), noted)
+        if not self.record:
+            return found
+        values = self._series[begin * n : end * n]
+        distinct = list({id(one): one for one in values}.values())
+        number = {id(one): i for i, one in enumerate(distinct)}
+        series = [np.concatenate([one[i] for one in distinct]) for i in range(len(self.record))]
+        lengths = np.array([len(one[0]) for one in distinct], dtype=np.int64)
+        return Rows(found.steps, noted, np.array([number[id(one)] for one in values], dtype=np.int64), lengths, np.array(series))
+
+    def take_rows(self, rows: Rows) -> None:
+        """Append what was noted of earlier cycles."""
+        self._steps += rows.steps.tolist()
+        self._noted += [[(float(a), float(b), int(n), bool(in_b)) for a, b, n, in_b in cycle] for cycle in rows.noted]
+        if self.record:
+            ends = np.cumsum(rows.lengths)
+            distinct = [tuple(values[end - n : end].copy() for values in rows.series) for n, end in zip(rows.lengths, ends, strict=True)]
+            self._series += [distinct[i] for i in rows.which]
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Stand where a snapshot was taken; values of CVs are found again."""
+        for name in _HELD:
+            setattr(self, name, list(snapshot.held[name]))
+        for name in _COUNTED:
+            setattr(self, name, dict(snapshot.counts[name]))
+        for name, value in snapshot.numbers.items():
+            setattr(self, name, value)
+        self.cut = snapshot.cut
+        self._values = [None] * len(self.paths)
 
     def samples(self, discard: int | None = None) -> InterfaceSamples:
         """Return what was noted after cycle ``discard`` (default a tenth) and after all paths were free of frames of first ones."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from couloir.errors import SimulationError
 from couloir.sampling.dragging import propagated
+from couloir.sampling.engine import Engine, steps
 from couloir.sampling.interface_ensembles import CrossingEnsemble, departures
 from couloir.sampling.path_moves import ShootingMove
 from couloir.streams import integer_seed
@@ -29,9 +30,20 @@ LEAST_ROUNDS = 8
 """Rounds of shots from each interface, so that the first paths to cross the next one do not all descend from one."""
 
 
+class FirstPaths(list[Trajectory]):
+    """Trajectories to start from.
+
+    Attributes
+    ----------
+    force_evaluations : steps of dynamics that it took to find them.
+    """
+
+    force_evaluations: int = 0
+
+
 def initial_paths(
     sampling: TransitionInterfaceSampling, start: State, *, stride: Any, seed: int, n_shots: int = 16, patience: int = PATIENCE
-) -> list[Trajectory]:
+) -> FirstPaths:
     """Return trajectories in which every ensemble of ``sampling`` finds a first path.
 
     Runs of dynamics from ``start`` leave A; what comes out is shot from, always in the ensemble of the highest interface
@@ -50,7 +62,8 @@ def initial_paths(
     """
     every = convert(stride, "ps", "stride")
     chains = leave(sampling, [start] * -(-n_shots // TIMES_KEPT), every, seed, patience)
-    climbed = list(chains)
+    climbed = FirstPaths(chains)
+    climbed.force_evaluations = chains.force_evaluations
     for level, value in enumerate(sampling.interfaces[1:], start=1):
         found: dict[int, Trajectory] = {}
         for k in range(patience):
@@ -59,12 +72,13 @@ def initial_paths(
             if found and k + 1 >= LEAST_ROUNDS:
                 break
             chains = _shot(sampling, chains, level, n_shots, integer_seed(seed, "climb", level, k))
+            climbed.force_evaluations += chains.force_evaluations
         if not found:
             raise SimulationError(
                 f"no path crossed the interface at {sampling.along.name} = {value:g} in {patience} rounds of {n_shots} shots",
                 "put another interface before it, or give more shots",
             )
-        chains = evenly(list(found.values()), n_shots)
+        chains = FirstPaths(evenly(list(found.values()), n_shots))
         climbed += chains
     return climbed
 
@@ -75,9 +89,7 @@ def evenly(paths: Sequence[Trajectory], n: int) -> list[Trajectory]:
     return [distinct[i] for i in np.unique(np.linspace(0, len(distinct) - 1, n).round().astype(int))]
 
 
-def leave(
-    sampling: TransitionInterfaceSampling, starts: Sequence[State], stride: float, seed: int, patience: int = PATIENCE
-) -> list[Trajectory]:
+def leave(sampling: TransitionInterfaceSampling, starts: Sequence[State], stride: float, seed: int, patience: int = PATIENCE) -> FirstPaths:
     """Return paths of [0+]: of every walker that dynamics from ``starts`` in A leads out of A and back, the last :data:`TIMES_KEPT`.
 
     What leaves A right after it came in may still have the energy to go on to B, or know by which channel it came; so each walker
@@ -93,12 +105,14 @@ def leave(
     ------
     SimulationError : nothing left A and came to A or B again.
     """
+    spent = 0
     states, out, times = list(starts), [list[Trajectory]() for _ in starts], [0] * len(starts)
     for k in range(patience):
         going = [w for w, n in enumerate(times) if n < TIMES_OUT]
         if not going:
             break
         runs = _out_and_back(sampling, [states[w] for w in going], stride, integer_seed(seed, k))
+        spent += force_evaluations(sampling.engine, runs)
         for w, run in zip(going, runs, strict=True):
             left = departures([run], sampling.region_a, sampling.region_b) if run.ended == "stopped" else []
             stays = run.last is not None and bool(sampling.region_a.contains(run.last.positions[None])[0])
@@ -106,11 +120,18 @@ def leave(
             times[w] = times[w] + len(left[-1:]) if stays else 0
             out[w] += left[-1:] if stays else []
     if any(out):
-        return [path for paths in out for path in paths[-TIMES_KEPT:]]
+        found = FirstPaths(path for paths in out for path in paths[-TIMES_KEPT:])
+        found.force_evaluations = spent
+        return found
     raise SimulationError(
         f"dynamics from the start did not leave A ({sampling.region_a}) and come to A or B again in {patience} rounds",
         "start in A, move the first interface towards A, or raise max_duration",
     )
+
+
+def force_evaluations(engine: Engine, runs: Sequence[Trajectory]) -> int:
+    """Return the steps of dynamics that took from the first to the last frame of each run."""
+    return sum((len(run) - 1) * steps(run.stride, engine.time_step, "stride") for run in runs)
 
 
 def _out_and_back(sampling: TransitionInterfaceSampling, states: Sequence[State], stride: float, seed: int) -> list[Trajectory]:
@@ -127,7 +148,7 @@ def _out_and_back(sampling: TransitionInterfaceSampling, states: Sequence[State]
     return runs
 
 
-def _shot(sampling: TransitionInterfaceSampling, chains: list[Trajectory], level: int, n_shots: int, seed: int) -> list[Trajectory]:
+def _shot(sampling: TransitionInterfaceSampling, chains: list[Trajectory], level: int, n_shots: int, seed: int) -> FirstPaths:
     """Return ``n_shots`` paths one shot on, in the ensemble of the interface below ``level``."""
     below = sampling.ensembles[level]
     assert isinstance(below, CrossingEnsemble)
@@ -136,7 +157,9 @@ def _shot(sampling: TransitionInterfaceSampling, chains: list[Trajectory], level
     longest = sampling.max_frames(parents[0].stride)
     move = ShootingMove.two_way() if sampling.move.ways == 2 else ShootingMove.one_way()
     trials = move.propose(sampling.engine, parents, below, seeds=seeds, max_frames=longest)
-    return [old if trial.path is None else trial.path for trial, old in zip(trials, parents, strict=True)]
+    found = FirstPaths(old if trial.path is None else trial.path for trial, old in zip(trials, parents, strict=True))
+    found.force_evaluations = sum(trial.force_evaluations for trial in trials)
+    return found
 
 
 def _tops(sampling: TransitionInterfaceSampling, paths: list[Trajectory]) -> np.ndarray:

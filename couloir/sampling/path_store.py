@@ -6,7 +6,7 @@ onto the first paths, so what comes back is bit for bit what was sampled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +27,21 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
 _KEPT = ("positions", "velocities", "boxes")
 
 
+def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
+    """Write down what a run follows from, where that is not there yet.
+
+    Raises
+    ------
+    StoreError : the store holds a run of this name that follows from something else.
+    """
+    stored = store.get(f"{name}/plan")
+    if stored is None:
+        store[f"{name}/plan"] = plan
+    elif stored != plan:
+        changed = ", ".join(key for key in {**stored, **plan} if plan.get(key) != stored.get(key))
+        raise StoreError(f"the store holds other paths called {name!r} (different {changed})", "use a new store, or ask for the same run")
+
+
 class PathLog:
     """The trials of some chains in a store, in the order of their steps.
 
@@ -45,16 +60,8 @@ class PathLog:
         self._store, self._series = store, f"{name}/steps"
         self._steps: list[list[tuple[Trial, Arrays]]] = []
         self._begin, self._committed = 0, perf_counter()
-        if store is None:
-            return
-        stored = store.get(f"{name}/plan")
-        if stored is None:
-            store[f"{name}/plan"] = plan
-        elif stored != plan:
-            changed = ", ".join(key for key in plan if plan[key] != stored.get(key))
-            raise StoreError(
-                f"the store holds other paths called {name!r} (different {changed})", "use a new store, or ask for the same run"
-            )
+        if store is not None:
+            keep_plan(store, name, plan)
 
     def replay(self, paths: list[Trajectory]) -> Iterator[list[Trial]]:
         """Yield the trials of each stored step.
@@ -91,6 +98,26 @@ class PathLog:
             self._begin += len(self._steps)
             self._steps.clear()
         self._committed = perf_counter()
+
+
+def packed(paths: Sequence[Trajectory], **more: npt.NDArray[Any]) -> Arrays:
+    """Return paths as the arrays of one chunk, with more arrays beside them."""
+    arrays: Arrays = {"lengths": np.array([len(path) for path in paths], dtype=np.int64), **more}
+    for name in _KEPT:
+        parts = [getattr(path, name) for path in paths]
+        if all(part is not None for part in parts):
+            arrays[name] = np.concatenate(parts)
+    return arrays
+
+
+def unpacked(data: Mapping[str, npt.NDArray[Any]], stride: float, topology: Any) -> list[Trajectory]:
+    """Return the paths of a chunk that :func:`packed` made."""
+    out, at = [], 0
+    for n in data["lengths"]:
+        frames = {name: data[name][at : at + n] for name in _KEPT if name in data}
+        out.append(Trajectory(frames["positions"], stride, frames.get("velocities"), frames.get("boxes"), topology))
+        at += int(n)
+    return out
 
 
 def bare(path: Trajectory) -> Trajectory:

@@ -15,7 +15,7 @@ from run_files import WELL, couloir, edited
 
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import Coordinate
-from couloir.rates_stage import NAMES, backward, stored_cycles
+from couloir.rates_stage import NAMES, backward, readable, stored_cycles
 from couloir.report_rates import compare
 from couloir.run import Run
 from couloir.sampling import interface_sampling
@@ -175,7 +175,7 @@ def test_interrupted_and_continued_it_gives_the_same_numbers(finished, tmp_path,
     while_placing, within_a_cycle = ("rates/from B/pilot 1/steps", 8), ("rates/from B/steps", 40)
     for (where, after), text in (
         (while_placing, "There are no rates yet"),
-        (within_a_cycle, "240 cycles from A and 27 from B are stored"),
+        (within_a_cycle, "240 cycles from A and 26 from B are stored"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(PathLog, "add", interrupted(where, after))
@@ -213,6 +213,31 @@ def test_rates_may_be_added_to_a_run_that_had_none(tmp_path):
     assert start(tmp_path, TOY[: TOY.index("[rates]")]) == 0
     assert start(tmp_path, edited(TOY, ("n_cycles = 240", "n_cycles = 30"))) == 0
     assert cycles(tmp_path) == (30, 30)
+
+
+def test_the_store_holds_frames_of_the_last_paths_only(finished):
+    with Store(finished / "toy.run/store.db", read_only=True) as store:
+        for name in NAMES.values():
+            held = set(store.series(name))
+            assert held == {f"{name}/placed", f"{name}/rows", f"{name}/stand"}  # and no pilot runs, and no step
+            assert store.count(f"{name}/stand") == 1
+            assert not any("positions" in chunk for chunk in store.chunks(f"{name}/rows"))
+
+
+def test_a_cv_that_was_not_looked_at_while_paths_were_sampled_cannot_be_recorded_later(mine, capsys):
+    more = edited(TOY, ('record = ["x", "y"]', 'record = "z"'), ("n_cycles = 240", "n_cycles = 250"))
+    z = '[cv.z]\ntype = "linear"\nof = ["x"]\ncoefficients = [2]\n[rates]'
+    assert start(mine, edited(more, ("[rates]", z))) == 2
+    assert "rates.record names 'z', a CV that was not in the run file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_rate_is_told_in_the_unit_in_which_it_is_no_small_number():
+    rate = {"value": 2e-5, "standard_error": 1e-5, "low": None, "high": 4e-5, "unit": "1/ps"}
+    told = readable(rate)
+    assert told["unit"] == "1/us"
+    assert told["low"] is None
+    assert [told[key] for key in ("value", "standard_error", "high")] == pytest.approx([20, 10, 40])
+    assert readable({**rate, "value": 0.5})["unit"] == "1/ps"
 
 
 def test_the_order_parameter_seen_from_b_is_minus_the_cv():

@@ -9,7 +9,7 @@ from couloir.errors import DataError, StoreError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, potentials
 from couloir.sampling.interface_ensembles import departures
 from couloir.sampling.interface_placement import Pilot, boundary, next_level
-from couloir.sampling.interface_starts import TIMES_KEPT, evenly, leave
+from couloir.sampling.interface_starts import TIMES_KEPT, evenly, initial_paths, leave
 from couloir.store import Store
 from couloir.trajectory import Trajectory
 
@@ -146,6 +146,44 @@ def test_every_walker_gives_the_last_of_the_paths_by_which_it_left():
     found = leave(sampling, [WELL.state(-1.0)] * 3, STRIDE, seed=1)
     assert len(found) == len({path.positions.tobytes() for path in found}) == 3 * TIMES_KEPT
     assert all(sampling.ensembles[1].accepts(path) for path in found)
+
+
+def test_the_cost_of_placement_is_that_of_all_dynamics(reactive, monkeypatch):
+    done = []
+    propagate = ToyEngine.propagate
+
+    def counted(self, states, **settings):
+        runs = propagate(self, states, **settings)
+        done.append(sum(len(run) - 1 for run in runs))  # with the first frame
+        return runs
+
+    monkeypatch.setattr(ToyEngine, "propagate", counted)
+    sampling = placed(reactive)
+    assert sampling.placement_force_evaluations == pytest.approx(2 * sum(done), rel=0.05)  # two steps between frames
+    done.clear()
+    start = TransitionInterfaceSampling(WELL, A, B, X, (-0.8, -0.5), max_duration=100)
+    first = initial_paths(start, WELL.state(-1.0), stride=STRIDE, seed=2, n_shots=4)
+    assert first.force_evaluations == pytest.approx(2 * sum(done), rel=0.05)
+
+
+def test_the_default_maximum_length_grows_until_stays_in_a_fit(reactive, tmp_path):
+    jump = [Trajectory(np.array([-0.81, -0.5, 0.0, 0.5, 0.81])[:, None, None], STRIDE)]  # 0.08 ps: 20 times that is short in A
+    store = Store(tmp_path / "s")
+    settings = {"along": X, "seed": 1, "pilot": PILOT, "store": store}
+    sampling = TransitionInterfaceSampling.from_paths(jump, WELL, A, B, **settings)
+    assert sampling.max_duration > 6.0
+    samples = sampling.run(n_cycles=40, seed=3, n_sets=4)
+    assert "paths-cut" not in [f.code for f in samples.findings]
+    assert TransitionInterfaceSampling.from_paths(jump, WELL, A, B, **settings).max_duration == sampling.max_duration
+    assert placed(reactive).max_duration == 100
+
+
+def test_dynamics_out_of_a_is_not_done_again_when_a_store_holds_it(reactive, tmp_path, monkeypatch):
+    store = Store(tmp_path / "s")
+    one = placed(reactive, store=store)
+    monkeypatch.setattr("couloir.sampling.interface_placement.leave", lambda *_: pytest.fail("left A again"))
+    again = placed(reactive, store=store)
+    assert (again.interfaces, again.placement_force_evaluations) == (one.interfaces, one.placement_force_evaluations)
 
 
 def test_paths_are_picked_evenly_and_once():

@@ -6,6 +6,7 @@ onto the first paths, so what comes back is bit for bit what was sampled.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -34,6 +35,7 @@ def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
     ------
     StoreError : the store holds a run of this name that follows from something else.
     """
+    plan = json.loads(json.dumps(plan))  # as it is stored: a tuple of atoms is a list there
     stored = store.get(f"{name}/plan")
     if stored is None:
         store[f"{name}/plan"] = plan

@@ -115,7 +115,8 @@ def sample_rates(run: Run, engine: Any, paths: PathEnsemble, cvs: dict[str, Coll
         settings: dict[str, Any] = {"relative_error": table.relative_error, "n_cycles": table.n_cycles, "n_sets": table.n_sets}
         seed = integer_seed(run.config.seed, side.name, "run")
         frames = run.store.count(f"{side.name}/steps") > 0  # of a run that began when all frames were kept
-        record = [cvs[name] for name in names] if frames else _watched(run, side, cvs)
+        # of all CVs, which a run cannot change, so that rates.record may change
+        record = [cvs[name] for name in names] if frames else list(cvs.values())
         some = sampling.run(seed=seed, record=record, store=run.store, keep_frames=frames, **settings)
         run.log(str(some))
         samples.append(some)
@@ -306,24 +307,6 @@ def _placed(run: Run, engine: Any, side: Side, given: list[Trajectory], say: Say
         engine, side.region, side.other, side.along, stored["interfaces"].tolist(), max_duration=longest,
         shots=int(stored["shots"][0]), first=tuple(kept_paths(run, engine, stored)), name=side.name,
     ), int(stored["spent"][0])  # fmt: skip
-
-
-def _watched(run: Run, side: Side, cvs: Mapping[str, CollectiveVariable]) -> list[CollectiveVariable]:
-    """Return the CVs whose values along paths are kept: all that the run file had at the first cycle, so that ``rates.record`` may change.
-
-    Raises
-    ------
-    ConfigError : ``rates.record`` names another.
-    """
-    stored = (run.store.get(f"{side.name}/plan") or {}).get("record")
-    names = list(cvs) if stored is None else list(stored)
-    missing = [name for name in recorded(run) if name not in names]
-    if missing:
-        raise ConfigError(
-            f"rates.record names {missing[0]!r}, a CV that was not in the run file when paths were sampled: their frames are not kept",
-            f"leave it out (known are {', '.join(names)}), or start a new run",
-        )
-    return [cvs[name] for name in names]
 
 
 def _found(

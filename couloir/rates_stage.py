@@ -23,6 +23,7 @@ from couloir.sampling.interface_checkpoint import stored_cycles as checkpointed
 from couloir.sampling.path_store import packed
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
+from couloir.units import per_time
 
 if TYPE_CHECKING:
     from couloir.analysis.interface_samples import InterfaceSamples
@@ -40,7 +41,6 @@ BINS = 50
 _TIMES = 20  # the longest reactive path, that paths may take by default; as TransitionInterfaceSampling.from_paths has it
 _MOST_GIVEN = 64  # reactive paths that interfaces are placed from
 _LEVELS = 300  # points of a crossing probability that are saved
-_PER = ((1.0, "1/ps"), (1e3, "1/ns"), (1e6, "1/us"), (1e9, "1/ms"), (1e12, "1/s"))
 _GIVEN, _DONE = "rates/given", "rates/done"
 _FIXES = {
     "rate-uncertain": "raise rates.n_cycles: the run goes on from its store",
@@ -394,10 +394,7 @@ def _text(number: Mapping[str, Any]) -> str:
 
 def readable(number: Mapping[str, Any]) -> dict[str, Any]:
     """Return a rate of ``rates.json``, which has 1/ps, in the unit of time in which it is no small number."""
-    value = number["value"]
-    if not value:
-        return dict(number)
-    factor, unit = next((one for one in _PER if value * one[0] >= 0.1), _PER[-1])
+    factor, unit = per_time(number["value"] or 0.0)
     keys = ("value", "standard_error", "low", "high")
     return {**number, **{key: None if number[key] is None else number[key] * factor for key in keys}, "unit": unit}
 

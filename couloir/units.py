@@ -26,6 +26,7 @@ _UNITS: dict[str, tuple[str, float]] = {
     "amu": ("mass", 1.0), "Da": ("mass", 1.0), "dalton": ("mass", 1.0),
     "kT": ("thermal energy", 1.0),
 }  # fmt: skip
+_PER_TIME = ((1.0, "1/ps"), (1e3, "1/ns"), (1e6, "1/us"), (1e9, "1/ms"), (1e12, "1/s"))
 _OPENMM = {"time": "picosecond", "length": "nanometer", "temperature": "kelvin", "angle": "radian", "mass": "dalton"}
 
 Dimension = tuple[tuple[str, int], ...]
@@ -135,3 +136,8 @@ def _from_quantity(value: Any, unit: str, name: str) -> float:
         return float(value.value_in_unit(target)) / factor
     except (TypeError, AttributeError):
         raise UnitError(f"{name} = {value} has a unit that does not fit: expected something like {unit!r}") from None
+
+
+def per_time(value: float) -> tuple[float, str]:
+    """Return what a rate in 1/ps must be multiplied by to be no small number, and the unit it has then."""
+    return next((one for one in _PER_TIME if abs(value) * one[0] >= 0.1), _PER_TIME[-1] if value else _PER_TIME[0])

@@ -38,17 +38,15 @@ from couloir.sampling.interface_checkpoint import Checkpoints
 from couloir.sampling.interface_ensembles import (
     CrossingEnsemble,
     ExcursionEnsemble,
-    departures,
-    excursions,
     piece,
-    require_boundary,
 )
 from couloir.sampling.interface_placement import Pilot, boundary, place
 from couloir.sampling.interface_sets import InterfaceSets
+from couloir.sampling.interface_starts import dealt, with_velocities
 from couloir.sampling.path_moves import Reason, ShootingMove, Trial
 from couloir.sampling.path_sampling import OnProgress, described
 from couloir.sampling.path_store import PathLog, bare
-from couloir.sampling.velocities import fresh, has_velocities, turned, turned_paths
+from couloir.sampling.velocities import turned, turned_paths
 from couloir.store import Store
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Trajectory
@@ -157,7 +155,7 @@ class TransitionInterfaceSampling:
             max_duration=max_duration, name=name,
         )  # fmt: skip
         distinct = list({id(path): path for path in given}.values())[:_MOST_FIRST]
-        moving = [start._moving(path, integer_seed(seed, "given", i)) for i, path in enumerate(distinct)]
+        moving = [with_velocities(engine, path, integer_seed(seed, "given", i)) for i, path in enumerate(distinct)]
         moving += turned_paths(engine, moving)  # seen from B, paths from A to B lead the other way
         return place(start, moving, seed=seed, pilot=pilot or Pilot(), store=store, longer=longer)
 
@@ -238,7 +236,7 @@ class TransitionInterfaceSampling:
         given = list(self.first) if first is None else [first] if isinstance(first, Trajectory) else list(first)
         if keep_paths and store is not None and not keep_frames:
             raise DataError("keep_paths needs all frames, which the store is not to keep", "leave out keep_frames=False")
-        starts, spent = self._starts(given, n_sets, seed)
+        starts, spent = dealt(self, given, n_sets, seed)
         plan = self.plan(starts, n_sets, seed)
         sets = InterfaceSets(self, starts, n_sets, keep_paths, record)
         sets.force_evaluations = spent
@@ -336,40 +334,6 @@ class TransitionInterfaceSampling:
             parts = [[past, pair] for past, pair in zip(turned_paths(self.engine, more), pairs, strict=True)]
         return [replace(Trajectory.join(both), ended=how, last=None) for both, how in zip(parts, ended, strict=True)]
 
-    def _starts(self, given: list[Trajectory], n_sets: int, seed: int) -> tuple[list[Trajectory], int]:
-        """Return a path for every set and ensemble, set after set, and the steps of dynamics it took to make those of [0-].
-
-        Candidates are dealt to the sets in turn.
-        """
-        if not given:
-            raise DataError("there are no first paths", "find some by initial_paths(sampling, state, ...) or reactive_seeds")
-        require_boundary(given, self.region_a, self.along, self.interfaces[0])
-        given = [self._moving(path, integer_seed(seed, "first", i)) for i, path in enumerate(given)]
-        given += turned_paths(self.engine, given)  # equilibrium dynamics runs them as often
-        longest = self.max_frames(given[0].stride)
-        out = [path for path in departures(given, self.region_a, self.region_b) if len(path) <= longest]
-        if not out:
-            raise DataError(
-                f"no first path of at most {self.max_duration} leaves A ({self.region_a}) and comes to A or B again",
-                "give paths that do, or raise max_duration",
-            )
-        maxima = [float(self.along.evaluate(path.positions).max()) for path in out]
-        inside, spent = [path for path in excursions(given, self.region_a) if len(path) <= longest], 0
-        if not inside:
-            inside, spent, _ = self.into(out[:1], seed)
-        starts = []
-        for s in range(n_sets):
-            starts.append(inside[s % len(inside)])
-            for value in self.interfaces:
-                crossing = [path for path, top in zip(out, maxima, strict=True) if top >= value]
-                if not crossing:
-                    raise DataError(
-                        f"no first path crosses the interface at {self.along.name} = {value:g}; the farthest comes to {max(maxima):.4g}",
-                        "give a path from A to B, or find paths by initial_paths(sampling, state, ...)",
-                    )
-                starts.append(crossing[s % len(crossing)])
-        return starts, spent
-
     def into(self, departures: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], int, int]:
         """Return paths of [0-], run backward from where departures leave A; steps of dynamics they took; how many were cut off.
 
@@ -388,15 +352,6 @@ class TransitionInterfaceSampling:
                 "raise max_duration, or move the first interface towards A",
             )
         return done, spent, sum(path.ended == "complete" for path in paths)
-
-    def _moving(self, path: Trajectory, seed: int) -> Trajectory:
-        """Return a path with velocities where the engine has them and without where it has none."""
-        if not has_velocities(self.engine):
-            return replace(bare(path), velocities=None)
-        if path.velocities is not None:
-            return bare(path)
-        drawn = fresh(self.engine, [path.state(i) for i in range(len(path))], seed)
-        return replace(bare(path), velocities=np.array([state.velocities for state in drawn]))
 
     def plan(self, starts: Sequence[Trajectory], n_sets: int, seed: int) -> dict[str, Any]:
         """Return everything that a run follows from, as JSON."""

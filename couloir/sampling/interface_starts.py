@@ -1,4 +1,7 @@
-"""First paths for interface sampling, from a state in A alone: dynamics that leaves A, then shots that come farther and farther."""
+"""First paths for interface sampling: from given trajectories, or from a state in A alone.
+
+The latter by dynamics that leaves A, then shots that come farther and farther.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from couloir.errors import SimulationError
+from couloir.errors import DataError, SimulationError
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, steps
-from couloir.sampling.interface_ensembles import CrossingEnsemble, departures
+from couloir.sampling.interface_ensembles import CrossingEnsemble, departures, excursions, require_boundary
 from couloir.sampling.path_moves import ShootingMove
+from couloir.sampling.path_store import bare
+from couloir.sampling.velocities import fresh, has_velocities, turned_paths
 from couloir.streams import integer_seed
 from couloir.trajectory import State, Trajectory
 from couloir.units import convert
@@ -112,7 +117,7 @@ def leave(sampling: TransitionInterfaceSampling, starts: Sequence[State], stride
         if not going:
             break
         runs = _out_and_back(sampling, [states[w] for w in going], stride, integer_seed(seed, k))
-        spent += force_evaluations(sampling.engine, runs)
+        spent += steps(stride, sampling.engine.time_step, "stride") * sum(len(run) for run in runs)
         for w, run in zip(going, runs, strict=True):
             left = departures([run], sampling.region_a, sampling.region_b) if run.ended == "stopped" else []
             stays = run.last is not None and bool(sampling.region_a.contains(run.last.positions[None])[0])
@@ -127,11 +132,6 @@ def leave(sampling: TransitionInterfaceSampling, starts: Sequence[State], stride
         f"dynamics from the start did not leave A ({sampling.region_a}) and come to A or B again in {patience} rounds",
         "start in A, move the first interface towards A, or raise max_duration",
     )
-
-
-def force_evaluations(engine: Engine, runs: Sequence[Trajectory]) -> int:
-    """Return the steps of dynamics that took from the first to the last frame of each run."""
-    return sum((len(run) - 1) * steps(run.stride, engine.time_step, "stride") for run in runs)
 
 
 def _out_and_back(sampling: TransitionInterfaceSampling, states: Sequence[State], stride: float, seed: int) -> list[Trajectory]:
@@ -164,3 +164,53 @@ def _shot(sampling: TransitionInterfaceSampling, chains: list[Trajectory], level
 
 def _tops(sampling: TransitionInterfaceSampling, paths: list[Trajectory]) -> np.ndarray:
     return np.array([sampling.along.evaluate(path.positions).max() for path in paths])
+
+
+def dealt(sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], n_sets: int, seed: int) -> tuple[list[Trajectory], int]:
+    """Return a path for every set and ensemble, set after set, and the steps of dynamics it took to make those of [0-].
+
+    Candidates are dealt to the sets in turn.
+
+    Raises
+    ------
+    DataError : ``given`` has no path for some ensemble.
+    """
+    engine, region_a, along = sampling.engine, sampling.region_a, sampling.along
+    if not given:
+        raise DataError("there are no first paths", "find some by initial_paths(sampling, state, ...) or reactive_seeds")
+    require_boundary(given, region_a, along, sampling.interfaces[0])
+    moving = [with_velocities(engine, path, integer_seed(seed, "first", i)) for i, path in enumerate(given)]
+    moving += turned_paths(engine, moving)  # equilibrium dynamics runs them as often
+    longest = sampling.max_frames(moving[0].stride)
+    out = [path for path in departures(moving, region_a, sampling.region_b) if len(path) <= longest]
+    if not out:
+        raise DataError(
+            f"no first path of at most {sampling.max_duration} leaves A ({region_a}) and comes to A or B again",
+            "give paths that do, or raise max_duration",
+        )
+    maxima = [float(along.evaluate(path.positions).max()) for path in out]
+    inside, spent = [path for path in excursions(moving, region_a) if len(path) <= longest], 0
+    if not inside:
+        inside, spent, _ = sampling.into(out[:1], seed)
+    starts = []
+    for s in range(n_sets):
+        starts.append(inside[s % len(inside)])
+        for value in sampling.interfaces:
+            crossing = [path for path, top in zip(out, maxima, strict=True) if top >= value]
+            if not crossing:
+                raise DataError(
+                    f"no first path crosses the interface at {along.name} = {value:g}; the farthest comes to {max(maxima):.4g}",
+                    "give a path from A to B, or find paths by initial_paths(sampling, state, ...)",
+                )
+            starts.append(crossing[s % len(crossing)])
+    return starts, spent
+
+
+def with_velocities(engine: Engine, path: Trajectory, seed: int) -> Trajectory:
+    """Return a path with velocities where the engine has them and without where it has none."""
+    if not has_velocities(engine):
+        return replace(bare(path), velocities=None)
+    if path.velocities is not None:
+        return bare(path)
+    drawn = fresh(engine, [path.state(i) for i in range(len(path))], seed)
+    return replace(bare(path), velocities=np.array([state.velocities for state in drawn]))

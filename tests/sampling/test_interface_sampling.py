@@ -14,6 +14,7 @@ from couloir.errors import DataError, SimulationError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, initial_paths, potentials
 from couloir.sampling.interface_ensembles import departures, excursions
 from couloir.sampling.interface_sets import InterfaceSets
+from couloir.sampling.interface_starts import dealt
 from couloir.sampling.path_moves import ShootingMove, Trial
 from couloir.sampling.path_store import PathLog
 from couloir.store import Store
@@ -203,7 +204,7 @@ def test_no_returned_path_holds_a_frame_of_a_first_path_but_the_cycle_before_som
 def test_frames_of_first_paths_are_known_through_shots_swaps_and_exchanges():
     sampling = TransitionInterfaceSampling(LOW, X < -0.8, X > 0.8, X, LOW_LEVELS[:2], max_duration=50)
     first = initial_paths(sampling, LOW.state(-1.0), stride=STRIDE, seed=2, n_shots=4)
-    sets = InterfaceSets(sampling, sampling._starts(first, 16, 1)[0], 16)
+    sets = InterfaceSets(sampling, dealt(sampling, first, 16, 1)[0], 16)
     frames = {tuple(x.ravel()) for path in sets.paths for x in path.positions}
     for k in range(1, 9):
         sampling._cycle(sets, k, 1, [], PathLog(None, "none", {}))
@@ -251,7 +252,7 @@ class Brittle(Walk):
 def test_an_exchange_whose_dynamics_breaks_down_is_a_failure_and_not_one_that_takes_too_long():
     engine = Brittle()
     sampling = TransitionInterfaceSampling(engine, X < 1.5, X > 5.5, X, LEVELS, max_duration=2000)
-    sets = InterfaceSets(sampling, sampling._starts([first_path()], 2, 1)[0], 2)
+    sets = InterfaceSets(sampling, dealt(sampling, [first_path()], 2, 1)[0], 2)
     engine.breaks = True
     sets.apply_exchange(sampling._exchange(sets, [1, 2]), 1)
     assert sets.exchanges["failed"].tolist() == [2, 0, 0]

@@ -39,7 +39,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Training:
-    """One model: its name, options of its network, lengths of its snippets, share of the data, temperatures, and whether it is trained
+    """One model: its name, options of it and its network, lengths of its snippets, share of the data, temperatures, and whether it is trained
     for ``more_steps``."""
 
     name: str
@@ -100,6 +100,10 @@ def studies(scale: Scale) -> dict[str, Study]:
         "calls": Study(
             (Training("plain_more", plain, more=True),), calls,
             lambda _, look: f"{look.n_calls} calls of {look.solver}" + (f", {look.share:g} of the snippets" if look.share < 1 else ""),
+        ),
+        "targets": Study(
+            (Training("plain_more", plain, more=True), Training("plain_single", {**plain, "companions": 0}, more=True)), (Look(),),
+            lambda t, _: "targets that are single snippets" if t.network.get("companions") == 0 else "targets averaged over snippets",
         ),
         "lengths": Study(
             (Training("plain_mixed", plain, scale.mixed, more=True),), tuple(Look(n_frames=n) for n in scale.looked),

@@ -142,6 +142,7 @@ def train(
     weights: Array | None = None,
     context: Sequence[Tensor] = (),
     gap: int = 0,
+    companions: int = 0,
     settings: Any = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
@@ -155,6 +156,7 @@ def train(
     weights : (n_rows,) non-negative weights of the rows, e.g. of a reweighted union; None counts every row once.
     context : tensors that every batch gets whole, after its rows, such as the frames that rows point into.
     gap : rows next to held-out ones that are not trained on, because they overlap with them.
+    companions : rows drawn like those of a batch that follow them; the loss returns none for these.  Held-out rows have none.
     settings : what else a resumed training must agree on, such as the noise schedule of the loss; plain data.
     checkpoint : folder for a resumable state; a call with the same data, plan and seed continues from it.
     progress : called as ``progress(step, training_loss, held_out_loss)`` at every evaluation.
@@ -167,9 +169,9 @@ def train(
     plan = plan or TrainingPlan()
     probabilities = _checked(data, weights, plan.validation_fraction)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if plan.device == "auto" else plan.device)
-    fingerprint = _fingerprint(network, [*data, *context], probabilities, plan, seed, settings)
+    fingerprint = _fingerprint(network, [*data, *context], probabilities, plan, seed, [settings, companions])
     parts = [d.to(device) for d in data], [c.to(device) for c in context]
-    run = _Run(network.to(device), loss, parts, probabilities, gap, plan, seed, device)
+    run = _Run(network.to(device), loss, parts, probabilities, (gap, companions), plan, seed, device)
     file = None if checkpoint is None else Path(checkpoint) / _FILE
     if file is not None and file.exists():
         run.restore(*load_tensors(file), fingerprint, file)
@@ -189,11 +191,11 @@ class _Run:
     """The state of one training between two evaluations: everything a checkpoint has to hold."""
 
     def __init__(
-        self, network: nn.Module, loss: Loss, parts: tuple[list[Tensor], list[Tensor]], probabilities: Array, gap: int,
-        plan: TrainingPlan, seed: int, device: torch.device,
+        self, network: nn.Module, loss: Loss, parts: tuple[list[Tensor], list[Tensor]], probabilities: Array,
+        rows: tuple[int, int], plan: TrainingPlan, seed: int, device: torch.device,
     ) -> None:  # fmt: skip
         self.network, self.loss, self.plan, self.seed, self.device = network, loss, plan, seed, device
-        self.data, self.context = parts
+        (self.data, self.context), (gap, self.companions) = parts, rows
         kept, held = split_blocks(len(probabilities), plan.validation_fraction, gap=gap)
         if len(held) > plan.held_out_rows:
             held = held[np.linspace(0, len(held) - 1, plan.held_out_rows).astype(np.int64)]
@@ -242,7 +244,7 @@ class _Run:
 
     def gradient_step(self) -> Tensor:
         generator = self.generator("step", self.step)
-        draws = torch.rand(self.plan.batch_size, generator=generator, device=self.device, dtype=torch.float64)
+        draws = torch.rand(self.plan.batch_size + self.companions, generator=generator, device=self.device, dtype=torch.float64)
         rows = self.kept[torch.searchsorted(self.cumulative, draws).clamp_(max=len(self.kept) - 1)]
         self.network.train()
         for group in self.optimizer.param_groups:

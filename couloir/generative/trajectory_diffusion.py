@@ -40,6 +40,9 @@ DEFAULT_PLAN = TrainingPlan(
 
 Single precision, because rounding x = x_0 + s eps to bfloat16 adds a third of the noise at the smallest s, 0.005.
 """
+COMPANIONS = 896
+"""Snippets besides those of a batch that tell what a noisy one may have come from: at noise above the spread of the data, targets lose
+nearly all of their own."""
 PAPER_PLAN = TrainingPlan(
     steps=100_000, batch_size=512, learning_rate=1e-4, warmup=0.0, decay="step", ema_decay=0.9975, ema_every=10,
     held_out_rows=4096, validation_fraction=0.05, patience=None, precision="float32",
@@ -58,6 +61,8 @@ class TrajectoryDiffusion:
     temperature_conditioned : learn from trajectories at several temperatures, to generate at any between them.
     schedule : noise schedule, one that does not see angles: coordinates with a period cannot be generated.
     drop : share of the training snippets whose temperature is hidden.
+    companions : snippets besides those of a batch from which its targets are averaged
+        (:func:`~couloir.generative.networks.temporal_unet.snippet_loss`); with 0 the target of a noisy snippet is the snippet itself.
     network : parameters of :class:`~couloir.generative.networks.temporal_unet.TemporalUNet`, such as ``base_channels=32``,
         ``head="plain"`` or ``attention=False``.
 
@@ -75,6 +80,7 @@ class TrajectoryDiffusion:
         temperature_conditioned: bool = False,
         schedule: NoiseSchedule | None = None,
         drop: float = 0.1,
+        companions: int = COMPANIONS,
         **network: Any,
     ) -> None:
         if isinstance(system, Representation):
@@ -90,7 +96,9 @@ class TrajectoryDiffusion:
         known = set(inspect.signature(TemporalUNet).parameters) - {"n_coordinates", "n_conditions"}
         for name in sorted(network.keys() - known):
             raise ConfigError(f"TrajectoryDiffusion has no parameter {name!r}{nearest(name, known)}")
-        self.temperature_conditioned, self.drop, self.network = temperature_conditioned, drop, network
+        if companions < 0:
+            raise ConfigError(f"companions = {companions}, expected 0 or more")
+        self.temperature_conditioned, self.drop, self.companions, self.network = temperature_conditioned, drop, companions, network
         # The slowest mode of a snippet of L frames has up to sqrt(L) times the amplitude of one frame, and noise must drown it;
         # the step between frames, often a tenth of the spread, must rise above the last noise.  No scale between the two is
         # special, so the steps are uniform in ln(sigma) (rho to infinity): a third of the error of rho = 7 at 20 calls.
@@ -107,7 +115,7 @@ class TrajectoryDiffusion:
             from couloir.generative.heavy_atoms import HeavyAtoms
 
             system = HeavyAtoms(system)
-        return cls(system, n_frames, schedule=VPLinear(), **{"prediction": "noise", "base_channels": 128, **options})
+        return cls(system, n_frames, schedule=VPLinear(), **{"prediction": "noise", "base_channels": 128, "companions": 0, **options})
 
     def fit(
         self,
@@ -145,19 +153,19 @@ class TrajectoryDiffusion:
         cut = Snippets.of(data, self.representation, self.lengths[1], stride, kT, stride_frames)
         network = {"n_conditions": 1 if self.temperature_conditioned else 0, **self.network}
         model = FittedTrajectoryDiffusion(cut.representation, self.schedule, self.lengths, cut.stride, cut.log_kT, network, seed)
-        low, high = self.lengths
+        (low, high), plan = self.lengths, plan or DEFAULT_PLAN
 
         def loss(network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
             assert isinstance(network, TemporalUNet)
             start, condition, frames = batch[0], batch[1] if len(batch) > 2 else None, batch[-1]
             length = int(torch.randint(low, high + 1, (), generator=generator, device=frames.device))
             x = frames[start[:, None] + stride_frames * torch.arange(length, device=start.device)]
-            return snippet_loss(network, self.schedule, x, condition, self.drop, generator)
+            return snippet_loss(network, self.schedule, x, condition, self.drop, generator, n=plan.batch_size)
 
         rows = (cut.starts,) if cut.conditions is None else (cut.starts, cut.conditions)
         model.history = train(
-            model.network, loss, rows, plan or DEFAULT_PLAN, seed=integer_seed(seed, "fit"), context=(cut.frames,), gap=cut.span,
-            settings=[self.schedule.to_dict(), model.network.to_dict(), self.lengths, stride_frames, self.drop],
+            model.network, loss, rows, plan, seed=integer_seed(seed, "fit"), context=(cut.frames,), gap=cut.span,
+            companions=self.companions, settings=[self.schedule.to_dict(), model.network.to_dict(), self.lengths, stride_frames, self.drop],
             checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
         return model

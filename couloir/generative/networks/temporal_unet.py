@@ -295,22 +295,33 @@ class SnippetDenoiser(nn.Module):
 
 def snippet_loss(
     network: TemporalUNet, schedule: NoiseSchedule, x_0: Tensor, condition: Tensor | None, drop: float, generator: torch.Generator,
-    mask: Tensor | None = None,
+    mask: Tensor | None = None, n: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return the denoising loss of every snippet (n,), a mean over its real frames, in which F has targets of size one.
+    """Return the denoising loss of the first ``n`` snippets (n,), a mean over their real frames, in which F has targets of size one.
+
+    The others are no rows of the loss, but with them the target of a row is E[x_0 | x_t, all snippets] (:func:`posterior_mean`) in place
+    of the one snippet that noise was added to: the same on average, by the law of total expectation, with less noise.  That is the
+    stable target of Xu, Tong & Jaakkola 2023, there with rows among their own references, which makes it exact.
 
     Parameters
     ----------
-    x_0, condition : data (n, frames, n_coordinates) and conditions (n, n_conditions) or None.
+    x_0, condition : independent draws of data (n_all, frames, n_coordinates) and of conditions (n_all, n_conditions) or None.
     drop : probability that a row is trained as unconditional (Ho & Salimans 2022, algorithm 1).
-    mask : (n, frames) True at real frames.
+    mask : (n_all, frames) True at real frames; only without ``n``.
+    n : default all, whose targets are then the snippets themselves.
     """
-    n, device = len(x_0), x_0.device
-    t = schedule.sample_times(n, generator)
+    assert mask is None or n is None
+    every, condition_of_all = x_0, condition
+    x_0, condition = x_0[:n], None if condition is None else condition[:n]
+    t = schedule.sample_times(len(x_0), generator)
     s = (schedule.sigma(t) / schedule.alpha(t)).to(x_0.dtype)[:, None, None]
-    eps = torch.randn(x_0.shape, generator=generator, device=device, dtype=x_0.dtype)
-    keep = torch.rand(n, generator=generator, device=device) >= drop
-    f = network.raw(x_0 + s * eps, s[:, 0, 0], condition, keep, mask).to(x_0.dtype)
+    eps = torch.randn(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
+    keep = torch.rand(len(x_0), generator=generator, device=x_0.device) >= drop
+    x = x_0 + s * eps
+    f = network.raw(x, s[:, 0, 0], condition, keep, mask).to(x_0.dtype)
+    if len(every) > len(x_0):
+        x_0 = posterior_mean(x, every, s[:, 0, 0], condition_of_all, keep)
+        eps = (x - x_0) / s
     d = network.data_std
     # (x_0 - c_skip x) / c_out of Karras et al. 2022, eq. 8, with x = x_0 + s eps put in.
     target = eps if network.prediction == "noise" else (s * x_0 / d - d * eps) * (s**2 + d * d).rsqrt()
@@ -318,6 +329,25 @@ def snippet_loss(
     if mask is None:
         return error.mean(dim=1)
     return error.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
+
+
+def posterior_mean(x: Tensor, data: Tensor, s: Tensor, condition: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    """Return the mean of ``data`` (m, ...) given noisy copies ``x`` (n, ...) of its first n members, each as likely as any (n, ...).
+
+    Parameters
+    ----------
+    s : (n,) standard deviation of the noise.
+    condition : (m, n_conditions) or None; a row that knows its own can only come from data with the same.
+    keep : (n,) which rows know their condition.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        rows, flat = x.flatten(1), data.flatten(1)
+        # |x - r|^2 without |x|^2, which is the same for all r
+        logits = (rows @ flat.T - 0.5 * (flat * flat).sum(dim=1)) / s[:, None] ** 2
+        if condition is not None and keep is not None:
+            other = (condition[: len(x), None] != condition[None]).any(dim=2)
+            logits = logits.masked_fill(other & keep[:, None], -torch.inf)
+        return (torch.softmax(logits, dim=1) @ flat).reshape(x.shape)
 
 
 def _check(description: Mapping[str, Any]) -> None:

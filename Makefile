@@ -46,6 +46,7 @@ bench: $(READY)  ## every benchmark at small scale, then the tables in README an
 studies: $(READY)  ## what takes hours, at small scale: ablations of DynamicsDiffusion, alanine dipeptide; then the tables
 	$(BIN)/python -m benchmarks.alanine_rate --scale small
 	$(BIN)/python -m benchmarks.assisted_alanine --scale small
+	$(BIN)/python -m benchmarks.assisted_psi --scale small
 	set -e; for study in heads encoder data calls targets lengths temperature; do $(BIN)/python -m benchmarks.dynamics_studies --scale small --study $$study --threads 2; done
 	$(BIN)/python -m benchmarks.tables
 

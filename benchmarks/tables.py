@@ -35,7 +35,7 @@ HEADLINES = (
 )
 """How the claims begin that a first page shows."""
 NOT_BENCHMARKS = {"__init__", "alone", "results", "tables"}
-HOURS = {"alanine_rate", "assisted_alanine", "dynamics_studies"}
+HOURS = {"alanine_rate", "assisted_alanine", "assisted_psi", "dynamics_studies"}
 """Benchmarks that take an hour or more even when they are small; ``make studies`` runs them."""
 
 

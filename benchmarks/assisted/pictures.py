@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.assisted.fast_slow import CELLS
 from benchmarks.assisted.runs import Curves
 from benchmarks.results import FOLDER
+from couloir.trajectory import Array
 
 
 def draw_curves(name: str, curves: Curves, budgets: tuple[int, ...] = (10, 30, 100, 300, 1000, 3000, 10000)) -> None:
@@ -44,5 +45,27 @@ def draw_curves(name: str, curves: Curves, budgets: tuple[int, ...] = (10, 30, 1
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     figure.tight_layout()
+    figure.savefig(FOLDER / f"{name}.png", dpi=70)
+    plt.close(figure)
+
+
+def draw_ramachandran(name: str, laws: dict[str, dict[str, Array]], edges: Array) -> None:
+    """Write ``results/<name>.png``: p(other | label) in cells, one row per label, and one panel per source of the law.
+
+    Each column of a panel is one law: it adds up to 1 at every value of the label.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    degrees = np.degrees(edges)
+    figure, axes = plt.subplots(len(laws), 3, figsize=(10.0, 3.3 * len(laws)), squeeze=False, layout="constrained")
+    for row, (label, sources) in zip(axes, laws.items(), strict=True):
+        other = {"phi": "psi", "psi": "phi"}[label]
+        for axis, (source, law) in zip(row, sources.items(), strict=True):
+            mesh = axis.pcolormesh(degrees, degrees, np.where(law.T > 0, law.T, np.nan), norm="log", vmin=1e-3, vmax=0.5, cmap="viridis")
+            axis.set(title=f"p({other} | {label}), {source}", xlabel=f"{label}, degrees", ylabel=f"{other}, degrees", aspect="equal")
+        figure.colorbar(mesh, ax=row[-1])
     figure.savefig(FOLDER / f"{name}.png", dpi=70)
     plt.close(figure)

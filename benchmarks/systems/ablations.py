@@ -39,8 +39,8 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Training:
-    """One model: its name, options of it and its network, lengths of its snippets, share of the data, temperatures, and whether it is trained
-    for ``more_steps``."""
+    """One model: its name, options of it and its network, lengths of its snippets, share of the data, temperatures, and whether it is
+    trained for ``more_steps``."""
 
     name: str
     network: dict[str, Any] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from couloir import report_sections as sections
 from couloir.analysis import free_energy_surface
 from couloir.analysis.samples import BiasedSamples
 from couloir.analysis.surface import FreeEnergySurface
+from couloir.config import SystemTable
 from couloir.errors import CouloirError, DataError, Finding, StoreError
 from couloir.report_data import RunData, read_run
 from couloir.report_html import Page, duration
@@ -87,9 +88,10 @@ def _page(data: RunData) -> Page:
     return page
 
 
-def _system_name(data: RunData) -> str:
-    system = data.run.config.system
-    source = next(str(v) for v in (system.name, system.pdb, system.prmtop, system.top) if v is not None)
+def system_name(system: SystemTable) -> str:
+    """Return what a report calls the system: its name, or that of its file, and the solvent."""
+    files = (Path(str(file)).stem for file in (system.pdb, system.prmtop, system.top) if file is not None)
+    source = system.name or next(files)
     solvent = {"obc2": "implicit solvent (OBC2)", "tip3p": "TIP3P water", "vacuum": "vacuum"}.get(system.solvent or "", "")
     return source.replace("_", " ") + (f" in {solvent}" if solvent else "")
 
@@ -97,7 +99,7 @@ def _system_name(data: RunData) -> str:
 def _title(data: RunData) -> str:
     without = "Unbiased dynamics" if data.run.config.paths is None else "Reactive paths"
     what = f"Free energy along {' and '.join(data.along)}" if data.along else without
-    return f"{what}: {_system_name(data)}"
+    return f"{what}: {system_name(data.run.config.system)}"
 
 
 def _summary(page: Page, data: RunData) -> None:
@@ -123,7 +125,7 @@ def _summary(page: Page, data: RunData) -> None:
         total += data.paths.force_evaluations * data.engine.time_step
     if data.rates is not None and data.engine is not None:
         total += data.rates["force_evaluations"] * data.engine.time_step
-    text = f"{_system_name(data)} at {thermal}: {method}, {duration(total)} simulated in total."
+    text = f"{system_name(data.run.config.system)} at {thermal}: {method}, {duration(total)} simulated in total."
     note = " (± one standard error)" if answers else ""
     page.add(web.paragraph(text + "".join(f" {line}." for line in answers[:2]) + note, "answer"))
     items = [("temperature", thermal), ("unbiased dynamics", duration(unbiased))]

@@ -13,13 +13,14 @@ from rich.console import Console
 
 from couloir.analysis.samples import BiasedSamples
 from couloir.build import build_cvs, build_engine, build_windows
-from couloir.config import read_config
+from couloir.config import SystemTable, read_config
 from couloir.doctor import examine
 from couloir.errors import ConfigError
 from couloir.export import export_run
 from couloir.init import write_run_file
 from couloir.pipeline import execute
 from couloir.preflight import check
+from couloir.report import system_name
 from couloir.run import Run
 from couloir.sampling import systems
 from couloir.status import status_table
@@ -183,3 +184,9 @@ def test_init_overwrites_nothing_and_export_checks_its_format(run, tmp_path):
         export_run(opened, tmp_path / "out", "xtcc")
     assert os.listdir(tmp_path) == ["x.toml"]
     assert Path(tmp_path / "x.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file", ["pdb", "prmtop", "top"])
+def test_a_report_is_named_after_the_file_and_not_after_where_it_lies(file):
+    table = SystemTable.model_construct(**{"solvent": "vacuum", file: f"/far/away/my_protein.{file}"})
+    assert system_name(table) == "my protein in vacuum"

@@ -105,6 +105,17 @@ def test_twenty_calls_solve_every_mode_of_a_gaussian_process_under_the_default_s
     np.testing.assert_allclose(out**2 / variances, 1.0, atol=0.035)
 
 
+@pytest.mark.parametrize(("period", "expected"), [(8, 0.02), (60, 0.25 * np.sin(np.pi / 60)), (1000, 0.002)])
+def test_generation_ends_at_noise_far_below_the_steps_between_frames(period: int, expected: float) -> None:
+    """Steps of a sine of unit variance have the size 2 sin(pi / period); an eighth of the smallest counts, within limits."""
+    t = np.arange(2000)
+    data = np.stack([np.sin(2 * np.pi * t / period), np.random.default_rng(0).normal(size=2000)], axis=1)[:, None]
+    fitted = TrajectoryDiffusion(Vector(), 8, **TINY).fit([data], seed=1, stride=1.0, plan=PLAN)
+    assert fitted.schedule.end == pytest.approx(expected, rel=0.01)
+    given = TrajectoryDiffusion(Vector(), 8, schedule=EDM(), **TINY).fit([data], seed=1, stride=1.0, plan=PLAN)
+    assert given.schedule == EDM()
+
+
 def test_plans_of_snippets_do_not_round_the_smallest_noise_away() -> None:
     # bfloat16 keeps 8 bits: rounding x_0 + s eps adds a third of the noise at s = 0.005.
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))

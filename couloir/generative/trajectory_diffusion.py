@@ -190,7 +190,7 @@ class TrajectoryDiffusion:
 def last_noise(cut: Snippets, stride_frames: int = 1) -> float:
     """Return the noise at which generation ends: an eighth of the smallest root mean square step between frames, but 0.002 to 0.02.
 
-    What the last call leaves out is then 2 % of a step's variance, and no call is spent on noise that nobody sees.
+    Of a random walk the last call then leaves out 2 s^2, 3 % of a step's variance, and no call is spent on noise that nobody sees.
     """
     starts = cut.starts[:: max(1, len(cut.starts) // _LOOKED)]
     steps = (cut.frames[starts + stride_frames] - cut.frames[starts]).double()

@@ -21,7 +21,7 @@ from couloir.cv.base import CollectiveVariable
 from couloir.cv.region import Region
 from couloir.errors import DataError, SimulationError
 from couloir.sampling.interface_ensembles import departures, require_boundary
-from couloir.sampling.interface_starts import TIMES_KEPT, evenly, leave
+from couloir.sampling.interface_starts import TIMES_KEPT, evenly, leave, require_stays
 from couloir.sampling.path_store import PathLog, bare, packed, unpacked
 from couloir.sampling.velocities import turned_paths
 from couloir.store import Store
@@ -198,6 +198,7 @@ def _around_a(
             if not (longer and n_cut and longest < MOST_STAY):
                 break
             longest *= 2
+        require_stays(replace(sampling, max_duration=longest), inside)
         if longer and cut:
             longest = max(longest, STAYS * max(len(path) for path in inside) * like.stride)
         arrays = packed([*out, *inside], n_out=np.array([len(out)]), spent=np.array([spent]), longest=np.array([longest]))

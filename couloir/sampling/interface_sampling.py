@@ -335,22 +335,12 @@ class TransitionInterfaceSampling:
         return [replace(Trajectory.join(both), ended=how, last=None) for both, how in zip(parts, ended, strict=True)]
 
     def into(self, departures: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], int, int]:
-        """Return paths of [0-], run backward from where departures leave A; steps of dynamics they took; how many were cut off.
-
-        Raises
-        ------
-        DataError : none leaves A again within ``max_duration``.
-        """
+        """Return paths of [0-], run backward from where departures leave A; steps of dynamics they took; how many were cut off."""
         starts = [piece(path, 0, 2) for path in departures]
         seeds = [integer_seed(seed, "into A", i) for i in range(len(starts))]
         paths = self._run_on(starts, 0, seeds, self.max_frames(starts[0].stride))
         spent = steps(starts[0].stride, self.engine.time_step, "stride") * sum(len(path) - 2 for path in paths)
         done = [bare(path) for path in paths if path.ended == "stopped"]
-        if not done:
-            raise DataError(
-                f"dynamics into A ({self.region_a}) did not leave it again within max_duration = {self.max_duration}",
-                "raise max_duration, or move the first interface towards A",
-            )
         return done, spent, sum(path.ended == "complete" for path in paths)
 
     def plan(self, starts: Sequence[Trajectory], n_sets: int, seed: int) -> dict[str, Any]:

@@ -192,6 +192,7 @@ def dealt(sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], n_
     inside, spent = [path for path in excursions(moving, region_a) if len(path) <= longest], 0
     if not inside:
         inside, spent, _ = sampling.into(out[:1], seed)
+        require_stays(sampling, inside)
     starts = []
     for s in range(n_sets):
         starts.append(inside[s % len(inside)])
@@ -204,6 +205,15 @@ def dealt(sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], n_
                 )
             starts.append(crossing[s % len(crossing)])
     return starts, spent
+
+
+def require_stays(sampling: TransitionInterfaceSampling, inside: Sequence[Trajectory]) -> None:
+    """Raise a DataError where there is no path of [0-]."""
+    if not inside:
+        raise DataError(
+            f"dynamics into A ({sampling.region_a}) did not leave it again within max_duration = {sampling.max_duration}",
+            "raise max_duration, or move the first interface towards A",
+        )
 
 
 def with_velocities(engine: Engine, path: Trajectory, seed: int) -> Trajectory:

@@ -8,8 +8,8 @@ from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, StoreError
 from couloir.sampling import ToyEngine, TransitionInterfaceSampling, potentials
 from couloir.sampling.interface_ensembles import departures
-from couloir.sampling.interface_placement import Pilot, boundary, next_level
-from couloir.sampling.interface_starts import TIMES_KEPT, evenly, initial_paths, leave
+from couloir.sampling.interface_placement import STAYS, Pilot, _around_a, boundary, next_level
+from couloir.sampling.interface_starts import TIMES_KEPT, FirstPaths, evenly, initial_paths, leave, with_velocities
 from couloir.store import Store
 from couloir.trajectory import Trajectory
 
@@ -176,6 +176,18 @@ def test_the_default_maximum_length_grows_until_stays_in_a_fit(reactive, tmp_pat
     assert "paths-cut" not in [f.code for f in samples.findings]
     assert TransitionInterfaceSampling.from_paths(jump, WELL, A, B, **settings).max_duration == sampling.max_duration
     assert placed(reactive).max_duration == 100
+
+
+def test_the_default_maximum_length_grows_even_where_it_cuts_every_stay_in_a(reactive):
+    out = [with_velocities(WELL, Trajectory(np.array([-1.0, -0.79, -1.0])[:, None, None], STRIDE), seed=1)]  # from deep inside
+    short = TransitionInterfaceSampling(WELL, A, B, X, (-0.8,), max_duration=2 * STRIDE)
+    settings = {"starts": [out[0].state(0)], "like": reactive[0], "seed": 2, "store": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("couloir.sampling.interface_placement.leave", lambda *_: FirstPaths(out[:1]))
+        sampling, _, inside = _around_a(short, **settings, longer=True)
+        assert sampling.max_duration >= STAYS * max(len(path) for path in inside) * STRIDE
+        with pytest.raises(DataError, match="did not leave it again within max_duration"):
+            _around_a(short, **settings, longer=False)
 
 
 def test_dynamics_out_of_a_is_not_done_again_when_a_store_holds_it(reactive, tmp_path, monkeypatch):

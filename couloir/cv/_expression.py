@@ -86,22 +86,24 @@ def _compiled(text: str, names: tuple[str, ...]) -> tuple[CodeType, dict[str, fl
     return compile(tree, text, "eval"), numbers
 
 
+class _Naming(ast.NodeTransformer):
+    """Puts a name in place of every number, and keeps which number it was."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, float] = {}
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Name:
+        """Return the name of a number."""
+        assert isinstance(node.value, int | float)
+        name = f"number {len(self.numbers)}"
+        self.numbers[name] = float(node.value)
+        return ast.copy_location(ast.Name(name, ast.Load()), node)
+
+
 def _named(text: str) -> tuple[ast.Expression, dict[str, float]]:
     """Return an expression in which numbers have names, which no CV can have, so that they come as arrays of the right kind."""
-    tree, numbers = ast.Expression(_parsed(text)), dict[str, float]()
-    for parent in ast.walk(tree):
-        for field, value in ast.iter_fields(parent):
-            children = value if isinstance(value, list) else [value]
-            for i, child in enumerate(children):
-                if isinstance(child, ast.Constant):
-                    name = f"number {len(numbers)}"
-                    numbers[name] = float(child.value)  # type: ignore[arg-type]
-                    node = ast.copy_location(ast.Name(name, ast.Load()), child)
-                    if isinstance(value, list):
-                        value[i] = node
-                    else:
-                        setattr(parent, field, node)
-    return tree, numbers
+    naming = _Naming()
+    return ast.Expression(naming.visit(_parsed(text))), naming.numbers
 
 
 @lru_cache(maxsize=1000)

@@ -15,7 +15,6 @@ All are kept in ``runs/`` and go on from there.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reference.data import alanine_dipeptide_surface
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems import alanine_phi as system
 from benchmarks.systems.alanine_phi import Crossings
 from couloir.analysis import PathEnsemble, reweighted_paths
@@ -208,8 +207,7 @@ def populations() -> tuple[float, float]:
 
 def main() -> None:
     """Simulate what is missing, sample, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = scale_parser(__doc__, SCALES)
     parser.add_argument("--as-is", action="store_true", help="take the brute force that was simulated so far, however long")
     arguments = parser.parse_args()
     scale = arguments.scale

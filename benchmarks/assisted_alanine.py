@@ -16,7 +16,6 @@ Networks cost time too, which is reported.  Repeats that are done are kept in ``
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.reference.data import alanine_dipeptide_surface
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis import free_energy_surface
 from couloir.cv.geometric import Dihedral
 from couloir.generative import ConditionalSGM, InternalCoordinates, TrainingPlan
@@ -81,13 +80,16 @@ def start() -> State:
     return state
 
 
-def error_of(free_energy: Array) -> float:
-    """Return the RMSE (kT) of F (BINS,) in kJ/mol from the reference below 8 kT; cells never seen count as 8 kT."""
-    truth = alanine_dipeptide_surface("phi", n_bootstrap=0, bins=BINS).free_energy / KT
+def error_of(free_energy: Array, along: str = "phi", truth: Array | None = None) -> float:
+    """Return the RMSE (kT) of F (BINS,) in kJ/mol from the reference, or from ``truth``, where the reference is below 8 kT.
+
+    Cells never seen count as 8 kT.
+    """
+    whole = alanine_dipeptide_surface(along, n_bootstrap=0, bins=BINS).free_energy / KT
     f = free_energy / KT
     f = np.where(np.isfinite(f), f, np.nanmin(f) + 8.0)
-    use = truth - truth.min() < 8.0
-    return float(np.std((f - truth)[use]))
+    use = whole - whole.min() < 8.0
+    return float(np.std((f - (whole if truth is None else truth / KT))[use]))
 
 
 def plane(n: int, stiffness: float, seed: int) -> tuple[UmbrellaSampling, Seeds, float]:
@@ -301,9 +303,7 @@ def _error(values: Array) -> float | None:
 
 def main() -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(REPEATS), default="small")
-    scale = parser.parse_args().scale
+    scale = scale_parser(__doc__, REPEATS).parse_args().scale
     write_results("assisted_alanine", measure(scale), scale=scale)
 
 

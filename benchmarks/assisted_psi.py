@@ -18,16 +18,15 @@ Training data, models and repeats that are done are kept in ``runs/``.
 
 from __future__ import annotations
 
-import argparse
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.assisted.pictures import draw_ramachandran
-from benchmarks.assisted_alanine import KT, MOLECULE, PHI, PSI, RUNS, engine, kept, start
+from benchmarks.assisted_alanine import BINS, KT, MOLECULE, PHI, PSI, RUNS, engine, error_of, kept, start
 from benchmarks.reference.data import alanine_dipeptide_surface
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis import free_energy_surface
 from couloir.cv.geometric import Dihedral
 from couloir.generative import ConditionalSGM, InternalCoordinates, TrainingPlan
@@ -40,8 +39,7 @@ from couloir.trajectory import Array
 
 PIECES, LENGTH, STRIDE = 4, 5000.0, 0.2
 """Runs of plain dynamics; ps of each; ps between two structures."""
-CELLS = 36
-EDGES = np.linspace(-np.pi, np.pi, CELLS + 1)
+EDGES = np.linspace(-np.pi, np.pi, BINS + 1)
 CENTRES = 0.5 * (EDGES[1:] + EDGES[:-1])
 ALPHA_L = np.abs(CENTRES - np.pi / 3) < np.pi / 3
 """Cells of phi."""
@@ -81,7 +79,7 @@ def trained(data: Array, label: Dihedral, scale: str) -> FittedConditionalSGM:
 
 
 def shares(label: Array, other: Array) -> Array:
-    """Return p(other | label) in cells (CELLS, CELLS), one row per cell of the label."""
+    """Return p(other | label) in cells (BINS, BINS), one row per cell of the label."""
     counts, _, _ = np.histogram2d(label, other, bins=(EDGES, EDGES))
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0))
 
@@ -89,7 +87,7 @@ def shares(label: Array, other: Array) -> Array:
 @cache
 def plane() -> Array:
     """Return the reference's probability of every cell of phi and psi."""
-    f = alanine_dipeptide_surface(("phi", "psi"), n_bootstrap=0, bins=(CELLS, CELLS), limits=((-np.pi, np.pi),) * 2).free_energy / KT
+    f = alanine_dipeptide_surface(("phi", "psi"), n_bootstrap=0, bins=(BINS, BINS), limits=((-np.pi, np.pi),) * 2).free_energy / KT
     p = np.exp(-np.where(np.isfinite(f), f - np.nanmin(f), np.inf))
     return np.asarray(p / p.sum())
 
@@ -105,12 +103,12 @@ def conditional(model: FittedConditionalSGM, label: Dihedral, other: Dihedral, d
     seen_label, seen_other = label.evaluate(data), other.evaluate(data)
     counts, _ = np.histogram(seen_label, EDGES)
     known = counts >= LEAST
-    asked = (EDGES[:-1, None] + (EDGES[1] - EDGES[0]) * stream(3, label.name).random((CELLS, MADE))).ravel()
+    asked = (EDGES[:-1, None] + (EDGES[1] - EDGES[0]) * stream(3, label.name).random((BINS, MADE))).ravel()
     made = other.evaluate(model.sample(asked, seed=2))
     laws = {"reference": reference(label.name), "model": shares(asked, made), "the 20 ns": shares(seen_label, seen_other)}
     apart = {name: np.abs(law - laws["reference"]).sum(axis=1) for name, law in laws.items()}
     what = f"p({other.name} | {label.name})"
-    inside = f"{known.sum()} of {CELLS} cells that the 20 ns know"
+    inside = f"{known.sum()} of {BINS} cells that the 20 ns know"
     rows = [
         Row(f"{what}: median L1 from the reference, {inside}", float(np.median(apart["model"][known])), "", peer="the 20 ns themselves",
             peer_value=float(np.median(apart["the 20 ns"][known]))),
@@ -131,18 +129,6 @@ def conditional(model: FittedConditionalSGM, label: Dihedral, other: Dihedral, d
     return rows, laws
 
 
-def error_of(free_energy: Array, truth: Array | None = None) -> float:
-    """Return the RMSE (kT) of F(psi) (CELLS,) in kJ/mol from the reference, or from ``truth``, where the reference is below 8 kT.
-
-    Cells never seen count as 8 kT.
-    """
-    whole = alanine_dipeptide_surface("psi", n_bootstrap=0, bins=CELLS, limits=(-np.pi, np.pi)).free_energy / KT
-    f = free_energy / KT
-    f = np.where(np.isfinite(f), f, np.nanmin(f) + 8.0)
-    use = whole - whole.min() < 8.0
-    return float(np.std((f - (whole if truth is None else truth / KT))[use]))
-
-
 def without_alpha_l() -> Array:
     """Return the reference's F(psi), kJ/mol, of all that is not in alpha-L."""
     return np.asarray(-KT * np.log(plane()[~ALPHA_L].sum(axis=0)))
@@ -153,8 +139,8 @@ def windows(model: FittedConditionalSGM | None, seed: int) -> dict[str, Array]:
     md, along = engine(), UmbrellaSampling.grid(PSI, WINDOWS, "60 kJ/mol/rad^2")
     seeds = dragged_seeds(md, along, start(), 2, seed=seed) if model is None else seed_windows(model, md, along, 2, seed=seed)
     samples = along.run(md, seeds, TIMES[-1], seed=seed, record=(PHI,), record_stride=0.05)
-    grid: dict[str, Any] = {"n_bootstrap": 0, "bins": CELLS, "limits": (-np.pi, np.pi)}
-    return {"error": np.array([error_of(free_energy_surface(samples.until(t), "psi", **grid).free_energy) for t in TIMES])}
+    grid: dict[str, Any] = {"n_bootstrap": 0, "bins": BINS, "limits": (-np.pi, np.pi)}
+    return {"error": np.array([error_of(free_energy_surface(samples.until(t), "psi", **grid).free_energy, "psi") for t in TIMES])}
 
 
 def exact(model: FittedConditionalSGM, n: int) -> list[Row]:
@@ -164,16 +150,16 @@ def exact(model: FittedConditionalSGM, n: int) -> list[Row]:
         model, md, n, PSI, seed=4, record=(PHI,), settings={"n_steps": 12, "check": None}, gates=geometry_gates(md, None)
     )
     print(made, flush=True)
-    surface = made.surface("psi", bins=CELLS, limits=(-np.pi, np.pi), n_bootstrap=100, seed=4)
+    surface = made.surface("psi", bins=BINS, limits=(-np.pi, np.pi), n_bootstrap=100, seed=4)
     psi, weights = made.samples.values[:, 0], np.exp(made.log_weights)
     worth = [
-        float(w.sum() ** 2 / (w**2).sum() / len(w)) for a in range(CELLS) if len(w := weights[(psi >= EDGES[a]) & (psi < EDGES[a + 1])])
+        float(w.sum() ** 2 / (w**2).sum() / len(w)) for a in range(BINS) if len(w := weights[(psi >= EDGES[a]) & (psi < EDGES[a + 1])])
     ]
     own = float(np.nanmedian(surface.standard_error) / KT)
     return [
         Row(f"exact: RMSE of F(psi) below 8 kT from {n} structures of the model and their energies, no dynamics",
-            error_of(surface.free_energy), "kT", peer="median standard error it claims", peer_value=own),
-        Row("exact: the same from the reference without alpha-L", error_of(surface.free_energy, without_alpha_l()), "kT"),
+            error_of(surface.free_energy, "psi"), "kT", peer="median standard error it claims", peer_value=own),
+        Row("exact: the same from the reference without alpha-L", error_of(surface.free_energy, "psi", without_alpha_l()), "kT"),
         Row("exact: share of effective samples at fixed psi, median over cells", float(100 * np.median(worth)), "%", peer="least",
             peer_value=float(100 * min(worth))),
     ]  # fmt: skip
@@ -199,18 +185,16 @@ def measure(scale: str) -> list[Row]:
         at = seeded[:, k]
         rows.append(Row(f"windows: RMSE of F(psi) below 8 kT after {t:g} ps per walker, seeded ({REPEATS} repeats)", float(at.mean()), "kT",
                         float(at.std(ddof=1) / np.sqrt(REPEATS)), peer="dragged", peer_value=float(dragged[:, k].mean())))  # fmt: skip
-    whole = alanine_dipeptide_surface("psi", bins=CELLS, limits=(-np.pi, np.pi)).in_kT
+    whole = alanine_dipeptide_surface("psi", bins=BINS, limits=(-np.pi, np.pi)).in_kT
     own = whole.standard_error[whole.free_energy - whole.free_energy.min() < 8.0]
-    rows.append(Row("F(psi) of the reference without alpha-L: RMSE from all of it", error_of(without_alpha_l()), "kT",
+    rows.append(Row("F(psi) of the reference without alpha-L: RMSE from all of it", error_of(without_alpha_l(), "psi"), "kT",
                     peer="root mean square standard error of the reference", peer_value=float(np.sqrt(np.mean(own**2)))))  # fmt: skip
     return rows + exact(by_psi, GENERATED[scale])
 
 
 def main() -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(PLANS), default="small")
-    scale = parser.parse_args().scale
+    scale = scale_parser(__doc__, PLANS).parse_args().scale
     write_results("assisted_psi", measure(scale), scale=scale)
 
 

@@ -21,7 +21,6 @@ labels  a diffusion map of 10,000 samples, thinned from twenty runs, in place of
 
 from __future__ import annotations
 
-import argparse
 from time import perf_counter
 
 import numpy as np
@@ -31,7 +30,7 @@ from benchmarks.assisted.fast_slow import CELLS, TabulatedModel, binned, draw, d
 from benchmarks.assisted.labels import labels
 from benchmarks.assisted.pictures import draw_curves
 from benchmarks.assisted.runs import WALKERS, Curves, cumulative_errors, fit, long_run, mean_and_error
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.sampling import potentials
 from couloir.streams import stream
 from couloir.trajectory import Array
@@ -189,8 +188,7 @@ def steps(repeats: int, ratios: tuple[int, ...], training: int) -> tuple[list[Ro
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small")
+    parser = scale_parser(__doc__)
     parser.add_argument("--only", choices=("pdf", "steps", "exact", "labels"), nargs="+", help="some parts, printed and not written")
     arguments = parser.parse_args()
     small = arguments.scale == "small"

@@ -18,7 +18,6 @@ where they are not:
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +27,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis import free_energy_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv.base import CollectiveVariable
@@ -155,8 +154,7 @@ def _difference(f: Array, x: Array, a: tuple[float, float], b: tuple[float, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small")
+    parser = scale_parser(__doc__)
     parser.add_argument("--only", choices=[e.name for e in EXPERIMENTS], help="measure one experiment, and keep the rows of all others")
     arguments = parser.parse_args()
     repeats = 100 if arguments.scale == "small" else 200

@@ -8,13 +8,12 @@ estimators, with 144 ns of windows made without Couloir's sampling code.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.reference.data import alanine_dipeptide_surface
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis import BiasedSamples, FreeEnergySurface, free_energy_surface
 from couloir.analysis.surface import Estimate
 from couloir.pipeline import execute
@@ -54,9 +53,7 @@ def compare(samples: BiasedSamples, estimator: str) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small", help="both are the run file as it is")
-    arguments = parser.parse_args()
+    arguments = scale_parser(__doc__, help="both are the run file as it is").parse_args()
     with Run.create(FILE) as run:
         if not run.store.get("finished", False):
             execute(run)

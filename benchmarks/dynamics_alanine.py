@@ -9,7 +9,6 @@ the same network as long on aligned Cartesian coordinates, which the paper has, 
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems import alanine
 from benchmarks.systems import snippet_measures as of
 from couloir.cv import Dihedral
@@ -244,8 +243,7 @@ def _heavy(data: Data, n_frames: int = 25_000) -> list[Trajectory]:
 
 def main() -> None:
     """Simulate, train, measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = scale_parser(__doc__, SCALES)
     parser.add_argument("--model", type=Path, default=None, help="folder that holds the model, or will")
     parser.add_argument("--no-crossings", action="store_true", help="learn from pieces that stay on one side of phi; then inpaint across")
     parser.add_argument("--cartesian", action="store_true", help="aligned Cartesian coordinates, as the paper has, not internal ones")

@@ -7,7 +7,6 @@ the simulator's snippets cut alike.  Beside them stand the numbers that the pape
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ks_2samp
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems.double_well import autocorrelation, profile_error, simulate, snippets, transitions
 from couloir.generative import FittedTrajectoryDiffusion, TrajectoryDiffusion, Vector
 from couloir.generative.trajectory_diffusion import DEFAULT_PLAN
@@ -116,8 +115,7 @@ def measure(model: FittedTrajectoryDiffusion, scale: str) -> list[Row]:
 
 def main() -> None:
     """Train, measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = scale_parser(__doc__, SCALES)
     parser.add_argument("--model", type=Path, default=None, help="folder that holds the model, or will")
     arguments = parser.parse_args()
     folder = arguments.model or Path(__file__).parents[1] / "runs" / f"dynamics_diffusion_{arguments.scale}"

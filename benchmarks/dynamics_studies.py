@@ -17,7 +17,6 @@ not done again, and what was interrupted continues.  Each runs in a process of i
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -33,7 +32,7 @@ import numpy as np
 
 from benchmarks.alone import alone
 from benchmarks.dynamics_diffusion import memory
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems.ablations import N_FRAMES, SCALES, Look, Scale, Study, Training, core_seconds, studies
 from benchmarks.systems.double_well import BELOW, TRANSITION, profile, simulate, snippets
 from couloir.generative import FittedTrajectoryDiffusion, TrajectoryDiffusion, Vector
@@ -268,8 +267,7 @@ def slow_down(study: Study, scale: Scale) -> list[Row]:
 
 def main() -> None:
     """Train, measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = scale_parser(__doc__, SCALES)
     parser.add_argument("--study", choices=sorted(studies(SCALES["small"])), required=True)
     parser.add_argument("--threads", type=int, default=1, help="trainings at a time, a thread each")
     parser.add_argument("--trainings", type=int, default=None, help="of each model; default 3 small, 10 paper")

@@ -12,7 +12,6 @@ wall-clock time and means something on an idle machine only; the load found at t
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import openmm
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.cv import HarmonicBias
 from couloir.cv.geometric import Dihedral
 from couloir.sampling import OpenMMEngine, systems
@@ -69,9 +68,7 @@ def bare_loop(engine: OpenMMEngine) -> Callable[[int], None]:
 
 def main() -> None:
     """Measure, write ``results/engine.json`` and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=SCALES, default="small")
-    scale = parser.parse_args().scale
+    scale = scale_parser(__doc__, SCALES).parse_args().scale
     repeats, n_steps = SCALES[scale]
 
     molecule, cores = systems.alanine_dipeptide(solvent="obc2"), available_cores()

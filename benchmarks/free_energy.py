@@ -8,7 +8,6 @@ that size.  FastMBAR and JAX join when they are installed: ``pip install -e ".[b
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import math
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alone import Measured, alone
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis import BiasedSamples, StreamedWham, free_energy_surface, mbar, wham
 from couloir.cv.bias import HarmonicBias
 from couloir.trajectory import Array
@@ -228,8 +227,7 @@ def measure(scale: str) -> list[Row]:
 
 def main() -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = scale_parser(__doc__, SCALES)
     parser.add_argument("--ratios", action="store_true", help="measure the ratios that have targets again, and keep all other rows")
     arguments = parser.parse_args()
     rows = ratios() if arguments.ratios else measure(arguments.scale)

@@ -13,7 +13,6 @@ Errors are standard errors from whole sets, or walkers, resampled.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from itertools import combinations
 
 import numpy as np
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems import hysteresis
 from benchmarks.systems.pyretis_well import PUBLISHED, TIME_STEP, B, engine, sampling
 from couloir.analysis.crossing import InterfaceRate, interface_rate
@@ -147,9 +146,7 @@ def flat_rate(task: tuple[str, Scale]) -> PositiveEstimate:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
-    scale = parser.parse_args(arguments).scale
+    scale = scale_parser(__doc__, SCALES).parse_args(arguments).scale
     write_results("interface_sampling", measure(scale), scale=scale)
 
 

@@ -15,7 +15,6 @@ because it asks for NumPy 1:
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import openmm
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.cv.geometric import Dihedral
 from couloir.cv.region import Region
 from couloir.sampling import OpenMMEngine, ShootingMove, TransitionPathSampling, UmbrellaSampling, dragged_seeds, systems, two_way_shots
@@ -291,8 +290,7 @@ def beside_peer(timings: Timings) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = scale_parser(__doc__, SCALES)
     parser.add_argument("--peer", default=os.environ.get("COULOIR_OPS"), help="interpreter that has OpenPathSampling")
     parser.add_argument("--dry", action="store_true", help="print and write no results")
     given = parser.parse_args(arguments)

@@ -9,12 +9,11 @@ valine of lysozyme L99A with benzene bound (Mobley et al., J. Mol. Biol. 371, 11
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis import BiasedSamples, free_energy_surface, mbar
 from couloir.cv.bias import HarmonicBias
 from couloir.trajectory import Array
@@ -111,8 +110,7 @@ def measure() -> list[Row]:
 
 def main() -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small", help="both are the same")
+    parser = scale_parser(__doc__, help="both are the same")
     write_results("pymbar_example", measure(), scale=parser.parse_args().scale)
 
 

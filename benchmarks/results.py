@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,13 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("-modified" if changed else "")
+
+
+def scale_parser(description: str | None, scales: Iterable[str] = ("small", "paper"), help: str | None = None) -> argparse.ArgumentParser:
+    """Return the command line of a benchmark: ``--scale``, to which it adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=sorted(scales), default="small", help=help)
+    return parser
 
 
 def write_results(name: str, rows: Sequence[Row], *, scale: str, update: bool = False) -> Path:

@@ -12,13 +12,12 @@ Two systems, the same windows, walkers and time steps for both ways of starting 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.reference.data import alanine_dipeptide_surface
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis import BiasedSamples, free_energy_surface
 from couloir.cv.geometric import Coordinate, Dihedral
 from couloir.generative import ConditionalSGM, InternalCoordinates, Vector
@@ -128,8 +127,7 @@ def _progress(what: str, times: Sequence[float], errors: Array) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small")
+    parser = scale_parser(__doc__)
     parser.add_argument("--only", choices=("toy", "alanine"))
     arguments = parser.parse_args()
     small = arguments.scale == "small"

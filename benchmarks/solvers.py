@@ -8,13 +8,12 @@ With a network, time is proportional to calls, so the ratio of calls is the rati
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import torch
 from torch import Tensor
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.generative.exact import GaussianMixture
 from couloir.generative.schedule import EDM, Cosine, NoiseSchedule, VPLinear
 from couloir.generative.solvers import SOLVERS, initial_noise, sample
@@ -37,9 +36,7 @@ def width_errors(schedule: NoiseSchedule, solver: str, n_calls: int, n: int) -> 
 
 def main() -> None:
     """Print the table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small")
-    scale = parser.parse_args().scale
+    scale = scale_parser(__doc__).parse_args().scale
     n = 20000 if scale == "small" else 200000
     standard_error = 1.166 / math.sqrt(n)  # of a quartile width of a normal
 

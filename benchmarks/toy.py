@@ -5,10 +5,9 @@ python -m benchmarks.toy --scale small|paper
 
 from __future__ import annotations
 
-import argparse
 import time
 
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.cv import HarmonicBias
 from couloir.sampling import ToyEngine, potentials
 
@@ -26,9 +25,7 @@ def rate(engine: ToyEngine, n_steps: int, windows: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small")
-    scale = parser.parse_args().scale
+    scale = scale_parser(__doc__).parse_args().scale
     n_steps = {"small": 200_000, "paper": 5_000_000}[scale]
     rows = []
     for name, friction in (("overdamped", None), ("BAOAB", 5.0)):

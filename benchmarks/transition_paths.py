@@ -32,7 +32,6 @@ A path is discontinuous when one of its steps is longer than 1.5 times the 99.9t
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamics_diffusion import N_FRAMES, train
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems.double_well import CORES, STRIDE, TRANSITION, between_cores, engine, passages, simulate, snippets
 from couloir.cv import Coordinate
 from couloir.generative import FittedTrajectoryDiffusion
@@ -289,8 +288,7 @@ def displacement(paths: Sequence[Array], lags: Array | Any) -> Array:
 
 def main() -> None:
     """Train unless it is done, measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="small")
+    parser = scale_parser(__doc__, SCALES)
     parser.add_argument("--model", type=Path, default=None, help="folder that holds the model, or will")
     arguments = parser.parse_args()
     folder = arguments.model or RUNS / f"dynamics_diffusion_{arguments.scale}"

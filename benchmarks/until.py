@@ -10,7 +10,6 @@ the error looks small makes the errors too small.  ``small`` leaves out phi and 
 
 from __future__ import annotations
 
-import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 
 from benchmarks.coverage import EXPERIMENTS, X, Y, exactly, starts
 from benchmarks.reference.data import alanine_dipeptide_surface
-from benchmarks.results import Row, write_results
+from benchmarks.results import Row, scale_parser, write_results
 from couloir.analysis.allocation import BELOW
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import CollectiveVariable
@@ -187,9 +186,7 @@ def measure(name: str) -> list[Row]:
 
 def main() -> None:
     """Measure, print the table, write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("small", "paper"), default="small")
-    scale = parser.parse_args().scale
+    scale = scale_parser(__doc__).parse_args().scale
     molecules = [row for name in TASKS if scale == "paper" or name == "phi" for row in measure(name)]
     write_results("until", [*molecules, *toys()], scale=scale)
 

@@ -7,7 +7,6 @@ interfaces are, every step.  What the sides start from is kept because ``paths.n
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,17 @@ from couloir.cv import CollectiveVariable, FunctionOfCVs, LinearCombination, Reg
 from couloir.cv.base import wrap
 from couloir.errors import ConfigError, DataError, Finding, SimulationError
 from couloir.paths_stage import keep_paths, kept_paths, states_of
+from couloir.rates_numbers import as_json, finite, summary
 from couloir.run import Run, write_json
 from couloir.sampling.interface_checkpoint import stored_cycles as checkpointed
 from couloir.sampling.path_store import packed
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
-from couloir.units import per_time
 
 if TYPE_CHECKING:
     from couloir.analysis.interface_samples import InterfaceSamples
     from couloir.analysis.path_ensemble import PathEnsemble
     from couloir.analysis.reweighted_paths import ReweightedPaths
-    from couloir.analysis.surface import Estimate
     from couloir.sampling.interface_sampling import TransitionInterfaceSampling
 
 Say = Callable[[str], None]
@@ -124,7 +122,7 @@ def sample_rates(run: Run, engine: Any, paths: PathEnsemble, cvs: dict[str, Coll
     try:
         found = _found(run, sides, [sampling for sampling, _ in placed], samples, spent)
         both = reweighted_paths(*samples)
-        found |= {"population": _number(both.population), "reactive_flux": _number(both.reactive_flux)}
+        found |= {"population": as_json(both.population), "reactive_flux": as_json(both.reactive_flux)}
         _save_maps(run, both, names, engine.temperature)
     except DataError as error:
         raise SimulationError(f"no rate follows from the paths so far: {error.message}", _FIXES["rate-uncertain"]) from None
@@ -191,15 +189,6 @@ def stored_cycles(run: Run) -> tuple[int, int]:
         pairs, rest = divmod(steps, 2 * shots + 1)
         out.append(2 * pairs + int(rest >= shots))
     return out[0], out[1]
-
-
-def summary(found: Mapping[str, Any]) -> str:
-    """Return both rates in one line."""
-    parts = []
-    for key, ways in (("from_a", "A to B"), ("from_b", "B to A")):
-        rate = readable(found["rates"][key])
-        parts.append(f"{ways} {_text(rate)} (95 %: {_short(rate['low'])} to {_short(rate['high'])})")
-    return "rates: " + "; ".join(parts)
 
 
 def backward(cv: CollectiveVariable) -> CollectiveVariable:
@@ -328,9 +317,9 @@ def _found(
         rows = crossing.to_dataframe()
         rows["interface"] = side.seen(rows["interface"])
         about[side.key] = {
-            **{name: _number(getattr(some.rate, name)) for name in ("flux", "time_in", "time_out")},
-            "crossing": _number(crossing.total),
-            "interfaces": [{key: _finite(value) for key, value in row.items()} for row in rows.to_dict("records")],
+            **{name: as_json(getattr(some.rate, name)) for name in ("flux", "time_in", "time_out")},
+            "crossing": as_json(crossing.total),
+            "interfaces": [{key: finite(value) for key, value in row.items()} for row in rows.to_dict("records")],
             "curve": {
                 "value": side.seen(levels).tolist(),
                 "probability": crossing.curve[np.searchsorted(crossing.levels, levels)].tolist(),
@@ -349,7 +338,7 @@ def _found(
         "from": paths.region_a,
         "to": paths.region_b,
         "stride": samples[0].stride,
-        "rates": {side.key: _number(some.rate.rate) for side, some in zip(sides, samples, strict=True)},
+        "rates": {side.key: as_json(some.rate.rate) for side, some in zip(sides, samples, strict=True)},
         "sides": about,
         "force_evaluations": sum(some.force_evaluations for some in samples) + sum(spent),
         "asked": wanted(run),
@@ -373,34 +362,6 @@ def _findings(side: Side, samples: InterfaceSamples) -> list[Finding]:
     where = "from A" if side.sign > 0 else "from B"
     found = dict.fromkeys(samples.rate.findings)
     return [replace(f, message=f"paths {where}: {f.message}", fix=_FIXES.get(f.code, f.fix)) for f in found]
-
-
-def _number(estimate: Estimate) -> dict[str, Any]:
-    low, high = estimate.interval
-    out = {"value": estimate.value, "standard_error": estimate.standard_error, "low": low, "high": high}
-    relative = getattr(estimate, "relative_error", None)
-    out |= {} if relative is None else {"relative_error": relative}
-    return {**{key: _finite(value) for key, value in out.items()}, "unit": estimate.unit}
-
-
-def _finite(value: Any) -> float | None:
-    """Return a number, or None where JSON has none."""
-    return float(value) if math.isfinite(value) else None
-
-
-def _text(number: Mapping[str, Any]) -> str:
-    return f"{_short(number['value'])} ± {_short(number['standard_error'], 2)} {number['unit']}".rstrip()
-
-
-def readable(number: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a rate of ``rates.json``, which has 1/ps, in the unit of time in which it is no small number."""
-    factor, unit = per_time(number["value"] or 0.0)
-    keys = ("value", "standard_error", "low", "high")
-    return {**number, **{key: None if number[key] is None else number[key] * factor for key in keys}, "unit": unit}
-
-
-def _short(value: float | None, digits: int = 3) -> str:
-    return "unknown" if value is None else f"{value:.{digits}g}"
 
 
 def _file(run: Run) -> Any:

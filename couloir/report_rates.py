@@ -12,7 +12,8 @@ from couloir import report_html as web
 from couloir.analysis.plots import label, plot_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.errors import DataError
-from couloir.rates_stage import finished, readable, recorded, stored_cycles
+from couloir.rates_numbers import readable
+from couloir.rates_stage import finished, recorded, stored_cycles
 from couloir.report_data import RunData
 from couloir.report_figures import COLORS, LINE, new
 from couloir.report_html import Page

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from couloir.analysis.exchange import findings_that_matter
 from couloir.errors import Finding
 from couloir.paths_stage import about_first, stored_steps
-from couloir.rates_stage import finished, saved_rates, stored_cycles, summary
+from couloir.rates_numbers import summary
+from couloir.rates_stage import finished, saved_rates, stored_cycles
 from couloir.run import Run
 from couloir.store import text_value
 

@@ -15,7 +15,8 @@ from run_files import WELL, couloir, edited
 
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import Coordinate
-from couloir.rates_stage import NAMES, backward, readable, stored_cycles
+from couloir.rates_numbers import readable
+from couloir.rates_stage import NAMES, backward, stored_cycles
 from couloir.report_rates import compare
 from couloir.run import Run
 from couloir.sampling import interface_sampling

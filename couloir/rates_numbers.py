@@ -1,0 +1,50 @@
+"""Numbers of ``[rates]`` as ``results/rates.json`` has them, and as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from couloir.units import per_time
+
+if TYPE_CHECKING:
+    from couloir.analysis.surface import Estimate
+
+
+def as_json(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate with its errors, for ``rates.json``."""
+    low, high = estimate.interval
+    out = {"value": estimate.value, "standard_error": estimate.standard_error, "low": low, "high": high}
+    relative = getattr(estimate, "relative_error", None)
+    out |= {} if relative is None else {"relative_error": relative}
+    return {**{key: finite(value) for key, value in out.items()}, "unit": estimate.unit}
+
+
+def finite(value: Any) -> float | None:
+    """Return a number, or None where JSON has none."""
+    return float(value) if math.isfinite(value) else None
+
+
+def readable(number: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a rate of ``rates.json``, which has 1/ps, in the unit of time in which it is no small number."""
+    factor, unit = per_time(number["value"] or 0.0)
+    keys = ("value", "standard_error", "low", "high")
+    return {**number, **{key: None if number[key] is None else number[key] * factor for key in keys}, "unit": unit}
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Return both rates in one line."""
+    parts = []
+    for key, ways in (("from_a", "A to B"), ("from_b", "B to A")):
+        rate = readable(found["rates"][key])
+        parts.append(f"{ways} {_text(rate)} (95 %: {_short(rate['low'])} to {_short(rate['high'])})")
+    return "rates: " + "; ".join(parts)
+
+
+def _text(number: Mapping[str, Any]) -> str:
+    return f"{_short(number['value'])} ± {_short(number['standard_error'], 2)} {number['unit']}".rstrip()
+
+
+def _short(value: float | None, digits: int = 3) -> str:
+    return "unknown" if value is None else f"{value:.{digits}g}"

@@ -30,7 +30,7 @@ n_chains = 2
 
 def edited(text, *changes):
     for old, new in changes:
-        assert old in text
+        assert text.count(old) == 1, (old, text.count(old))
         text = text.replace(old, new)
     return text
 

@@ -1,16 +1,11 @@
-"""Whole chains from a run file to surfaces: discovered CVs, frontier rounds, two dimensions, targets, kills at any stage."""
+"""Whole chains from a run file to surfaces: discovered CVs, frontier rounds, two dimensions, targets, a break between stages."""
 
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from run_files import couloir
+from chain_files import MOLECULE, PHI, Stop, break_off_training, completed, digests
+from run_files import couloir, edited
 
 from couloir.analysis import FreeEnergySurface
 from couloir.analysis.samples import BiasedSamples
@@ -64,60 +59,6 @@ bootstrap = 40
 left = "slow < 0"
 right = "slow > 0"
 """
-MOLECULE = """
-seed = 5
-[system]
-name = "alanine_dipeptide"
-solvent = "vacuum"
-[engine]
-platform = "Reference"
-workers = 1
-[cv.phi]
-type = "phi"
-residue = 2
-[cv.slow]
-type = "diffusion_map"
-features = ["torsions"]
-landmarks = 60
-[explore]
-duration = "30 ps"
-stride = "0.1 ps"
-[model]
-label = "slow"
-steps = 20
-width = 16
-depth = 1
-[umbrella]
-along = "slow"
-windows = 3
-seeds_per_window = 1
-duration = "1 ps"
-record_stride = "0.02 ps"
-[surface]
-along = ["slow", "phi"]
-bins = 12
-bootstrap = 2
-"""
-
-
-def edited(text, *changes):
-    for old, new in changes:
-        assert text.count(old) == 1, (old, text.count(old))
-        text = text.replace(old, new)
-    return text
-
-
-def completed(folder, text, name="a"):
-    """Run a run file to its end and return its run directory."""
-    file = folder / f"{name}.toml"
-    file.write_text(text)
-    assert couloir("run", file) == 0
-    return file.with_suffix(".run")
-
-
-def digests(run):
-    with Store(run / "store.db", read_only=True) as store:
-        return {prefix: store.digest(prefix) for prefix in ("explore", "frontier", "seeds", "umbrella")}
 
 
 def fact(run, key, default=None):
@@ -133,10 +74,6 @@ def assert_agrees(surface, exact, sigmas=5.0, slack=0.15, cells=0.3):
     delta = surface.free_energy - exact
     delta -= np.average(delta[use], weights=np.exp(-exact[use] / surface.kT))
     np.testing.assert_array_less(np.abs(delta[use]), sigmas * surface.standard_error[use] + slack * surface.kT)
-
-
-class Stop(Exception):
-    """What interrupts a run in this process."""
 
 
 def interrupted(file, pattern):
@@ -292,31 +229,6 @@ def test_windows_too_soft_to_hold_the_barrier_stop_the_frontier_and_are_reported
     assert "frontier-stopped" in (run / "report.html").read_text()
 
 
-def break_off_training(monkeypatch, file, after):
-    """Run until training has written ``after`` checkpoints, then break off."""
-    from couloir.generative import training
-
-    save, count = training.save_tensors, iter(range(after))
-
-    def failing(*arguments):
-        save(*arguments)
-        if next(count, None) is None:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "save_tensors", failing)
-        with Run.create(file) as run, pytest.raises(Stop):
-            execute(run, say=lambda text: None)
-
-
-PHI = edited(
-    MOLECULE[: MOLECULE.index("[cv.slow]")] + MOLECULE[MOLECULE.index("[explore]") :],
-    ('label = "slow"', 'label = "phi"'),
-    ('along = "slow"', 'along = "phi"'),
-    ('along = ["slow", "phi"]', 'along = "phi"'),
-)
-
-
 def test_frontier_rounds_carry_a_molecule_around_phi(tmp_path):
     run = completed(tmp_path, edited(PHI, ("windows = 3", "windows = 4\nfrontier = true"), ("steps = 20", "steps = 200")))
     phi = Dihedral.phi(systems.alanine_dipeptide().topology, residue=2)
@@ -454,75 +366,3 @@ def test_a_python_function_is_recorded_biased_and_a_label(tmp_path, kind):
     mine_first = samples.values[np.isclose(samples.time, 0.004) | np.isclose(samples.time, 0.008), 0]
     np.testing.assert_allclose(native.values[:, 0], mine_first, atol=1e-6)
     assert np.isfinite(free_energy_surface(samples, along=mine, bins=5, n_bootstrap=2).free_energy).any()
-
-
-# -- broken off anywhere --------------------------------------------------------------------------------------------
-
-MOLECULES = {
-    "dragged": edited(PHI, ("windows = 3", 'windows = 3\nseeding = "dragged"'), ('duration = "1 ps"', 'duration = "6 ps"')),
-    "model": edited(PHI, ('duration = "1 ps"', 'duration = "6 ps"')),
-}
-
-
-@pytest.fixture(scope="module", params=list(MOLECULES))
-def molecule_run(request, tmp_path_factory):
-    text = MOLECULES[request.param]
-    return text, completed(tmp_path_factory.mktemp(request.param), text)
-
-
-def test_a_molecule_broken_off_at_random_writes_ends_byte_for_byte_the_same(molecule_run, tmp_path, monkeypatch):
-    text, whole = molecule_run
-    (tmp_path / "a.toml").write_text(text)
-    chance, append, stops = random.Random(4), Store.append, 0
-    while True:
-        left = iter(range(chance.randrange(1, 6)))
-
-        def failing(self, chunks, left=left):
-            append(self, chunks)
-            if next(left, None) is None:
-                raise Stop
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Store, "append", failing)
-            try:
-                with Run.create(tmp_path / "a.toml") as run:
-                    execute(run, say=lambda text: None)
-                break
-            except Stop:
-                stops += 1
-    assert stops >= 3
-    assert digests(tmp_path / "a.run") == digests(whole)
-    csv = "results/free_energy_phi.csv"
-    assert (tmp_path / "a.run" / csv).read_bytes() == (whole / csv).read_bytes()
-
-
-def test_a_molecule_killed_at_random_instants_ends_byte_for_byte_the_same(molecule_run, tmp_path):
-    text, whole = molecule_run
-    (tmp_path / "a.toml").write_text(text)
-    chance, killed = random.Random(7), 0
-    for _ in range(2):
-        command = [sys.executable, "-c", "from couloir.cli import main; main()", "run", "a.toml"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
-        while process.poll() is None and not (tmp_path / "a.run/run.log").exists():
-            time.sleep(0.02)
-        time.sleep(chance.random() * 3.0)
-        process.kill()
-        process.wait()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed >= 1
-    assert digests(completed(tmp_path, text)) == digests(whole)
-
-
-def test_training_broken_off_and_resumed_gives_the_same_model(molecule_run, tmp_path, monkeypatch):
-    text, whole = molecule_run
-    if 'seeding = "dragged"' in text:
-        pytest.skip("there is no model")
-    (tmp_path / "a.toml").write_text(text)
-    for after in (0, 3):
-        break_off_training(monkeypatch, tmp_path / "a.toml", after)
-        assert (tmp_path / "a.run/training").exists()
-        assert not (tmp_path / "a.run/model").exists()
-    run = completed(tmp_path, text)
-    assert (run / "model/weights.safetensors").read_bytes() == (whole / "model/weights.safetensors").read_bytes()
-    assert digests(run) == digests(whole)

@@ -5,8 +5,7 @@
 1. ``couloir run benchmarks/systems/alanine_phi.toml``: 500 paths from A to B that hold no frame of a first path.
 2. Interface sampling from either side, started from these paths; every path gets its weight.  The first quarter of the cycles, or
    half, is left out where crossing probabilities still drift with it.
-3. Brute force: long simulations begun in A and in B, 1 us together with ``--scale paper`` (``python -m benchmarks.systems.alanine_phi``
-   makes them beforehand, on as many cores as there are).
+3. Brute force: long simulations begun in A and in B, 1 us together (``python -m benchmarks.reference.alanine_phi_brute_force``).
 
 Rates both ways are compared with brute force, and the free energy along phi with umbrella sampling in bare OpenMM
 (``benchmarks/reference``, other masses and time step, hence the same equilibrium), in cells where both know it to 1 kT.
@@ -21,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.reference import alanine_phi_brute_force as brute_force
+from benchmarks.reference.alanine_phi_brute_force import Crossings
 from benchmarks.reference.data import alanine_dipeptide_surface
 from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems import alanine_phi as system
-from benchmarks.systems.alanine_phi import Crossings
 from couloir.analysis import PathEnsemble, reweighted_paths
 from couloir.analysis.interface_drift import settled
 from couloir.analysis.interface_samples import InterfaceSamples
@@ -52,15 +52,16 @@ ARRAYS = ("interfaces", "ensemble", "chain", "step", "maximum", "minimum", "leng
 
 @dataclass(frozen=True)
 class Scale:
-    """Cycles, sets, independent repeats of interface sampling from the placement on, and ns of brute force begun in A and in B."""
+    """Cycles, sets, independent repeats of interface sampling from the placement on."""
 
     cycles: int
     sets: int
     repeats: int
-    brute: tuple[float, float]
 
 
-SCALES = {"small": Scale(300, 8, 1, (50.0, 50.0)), "paper": Scale(800, 8, 2, (300.0, 700.0))}
+SCALES = {"small": Scale(300, 8, 1), "paper": Scale(800, 8, 2)}
+BRUTE = 1000.0
+"""ns of brute force that are asked for."""
 
 
 def paths() -> tuple[PathEnsemble, int, int]:
@@ -140,10 +141,10 @@ def of_paths(md: OpenMMEngine, found: PathEnsemble, before: int, per_transition:
     return rows
 
 
-def of_rates(found: list[ReweightedPaths], brute: tuple[tuple[Crossings, Crossings], ...], ratio: tuple[float, float]) -> list[Row]:
+def of_rates(found: list[ReweightedPaths], brute: tuple[Crossings, Crossings], ratio: tuple[float, float]) -> list[Row]:
     """Return the rows about rates both ways; ``ratio`` is the population of B over A by umbrella sampling, and its relative error."""
     rows = []
-    there, back = (brute[0][i] + brute[1][i] for i in (0, 1))
+    there, back = brute
     indirect = back.rate * ratio[0], float(np.hypot(back.relative_error, ratio[1]))
     for way, name in ((1, "B to A"), (0, "A to B")):
         values, errors = np.array([(both.rates[way].value, both.rates[way].standard_error) for both in found]).T
@@ -206,11 +207,8 @@ def populations() -> tuple[float, float]:
 
 
 def main() -> None:
-    """Simulate what is missing, sample, print the table, write the results."""
-    parser = scale_parser(__doc__, SCALES)
-    parser.add_argument("--as-is", action="store_true", help="take the brute force that was simulated so far, however long")
-    arguments = parser.parse_args()
-    scale = arguments.scale
+    """Sample, print the table, write the results."""
+    scale = scale_parser(__doc__, SCALES).parse_args().scale
     size, md = SCALES[scale], system.engine()
     given, before, n_first = paths()
     runs = [[sampled(md, given, scale, sign, repeat) for sign in (-1.0, 1.0)][::-1] for repeat in range(size.repeats)]
@@ -218,24 +216,19 @@ def main() -> None:
     runs = [[settled(side) for side in sides] for sides in runs]
     found = [reweighted_paths(*sides) for sides in runs]
     print(*(finding for both in found for finding in both.findings), sep="\n")
-    files = [round(1000 * ns / system.CHUNK) for ns in size.brute]
-    if arguments.as_is:
-        files = [min(n, system.simulated(begin)) for begin, n in zip("ab", files, strict=True)]
-    brute = tuple(system.brute_force(begin, n) for begin, n in zip("ab", files, strict=True))
-    ratio, back = populations(), brute[0][1] + brute[1][1]
-    rows = of_paths(md, given, before, 1.0 / (back.rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
+    brute, ratio = brute_force.counted(), populations()
+    rows = of_paths(md, given, before, 1.0 / (brute[1].rate * ratio[0] * system.TIME_STEP)) + generated(md, n_first, before / n_first)
     rows += of_rates(found, brute, ratio)
     for number, (sides, both) in enumerate(zip(runs, found, strict=True), 1):
         which = f" (run {number})" if len(runs) > 1 else ""
-        reach = system.brute_force_reach(dict(zip("ab", files, strict=True)), sides[0].interfaces)
+        reach = brute_force.reach(sides[0].interfaces)
         rows += [*of_reach(sides[0], reach, which), *of_surface(both, which)]
         rows.append(Row(f"population of A from paths{which}", both.population.value, "", both.population.standard_error,
                         peer="umbrella sampling", peer_value=1.0 / (1.0 + ratio[0])))  # fmt: skip
-    simulated = sum(c.time for part in brute for c in part)
+    simulated = sum(way.time for way in brute)
     rows.append(Row("force evaluations of interface sampling, both ways", spent, "",
                     peer="of brute force", peer_value=simulated / system.TIME_STEP))  # fmt: skip
-    wanted = sum(size.brute)
-    rows.append(Row("simulated by brute force", simulated / 1000, "ns", None, wanted, bool(simulated / 1000 >= 0.99 * wanted)))
+    rows.append(Row("simulated by brute force", simulated / 1000, "ns", None, BRUTE, bool(simulated / 1000 >= 0.99 * BRUTE)))
     write_results("alanine_rate", rows, scale=scale)
 
 

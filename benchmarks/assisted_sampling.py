@@ -16,7 +16,7 @@ exact   the same window at 8 kT, with a good model and one that learned from dat
         the model's structures; (c) spends one energy every 100 steps; (d) spends all on dynamics.
         Whether pooling is flagged is asked of an experiment as a user would do it: ten windows from z1 = 0.5 to 9.5, four walkers each.
         Moves take a table of the model's density to save time; one row each takes the network's own, in UmbrellaSampling.run.
-labels  a diffusion map of 10,000 samples, thinned from twenty runs, in place of z1 as the label.
+labels  a diffusion map of 10,000 samples, thinned from a hundred runs, in place of z1 as the label.
 """
 
 from __future__ import annotations
@@ -189,26 +189,24 @@ def steps(repeats: int, ratios: tuple[int, ...], training: int) -> tuple[list[Ro
 
 def main() -> None:
     parser = scale_parser(__doc__)
-    parser.add_argument("--only", choices=("pdf", "steps", "exact", "labels"), nargs="+", help="some parts, printed and not written")
+    parts = ("pdf", "steps", "exact", "labels")
+    parser.add_argument("--only", choices=parts, nargs="+", help="measure some of them, and keep the rows of all others")
     arguments = parser.parse_args()
     small = arguments.scale == "small"
-    parts = {
+    measures = {
         "pdf": lambda: pdf(3 if small else 5, 200 if small else 1000),
         "steps": lambda: steps(200 if small else 1000, (2, 4, 8) if small else (2, 4, 6, 8, 10), 600 if small else 900),
         "exact": lambda: exact(200 if small else 1000, 50 if small else 100, 600 if small else 1200),
         "labels": lambda: labels(1500, 3 if small else 5),
     }
     rows: list[Row] = []
-    for name in arguments.only or parts:
+    for name in arguments.only or measures:
         began = perf_counter()
-        found, curves = parts[name]()
+        found, curves = measures[name]()
         rows += found
         draw_curves(f"assisted_sampling_{name}", curves)
         print(f"{name}: {perf_counter() - began:.0f} s", flush=True)
-    if arguments.only is None:
-        write_results("assisted_sampling", rows, scale=arguments.scale)
-    else:
-        print(*(f"{row.claim}: {row.value:.4g} {row.unit}" for row in rows), sep="\n")
+    write_results("assisted_sampling", rows, scale=arguments.scale, update=arguments.only is not None)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ks_2samp
 
+from benchmarks.dynamics_pictures import draw_snippets
 from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems.double_well import autocorrelation, profile_error, simulate, snippets, transitions
 from couloir.generative import FittedTrajectoryDiffusion, TrajectoryDiffusion, Vector
@@ -101,11 +102,12 @@ def dynamics_rows(generated: Array, reference: Array) -> list[Row]:
 
 
 def measure(model: FittedTrajectoryDiffusion, scale: str) -> list[Row]:
-    """Return the rows of the table."""
+    """Return the rows of the table, and draw the picture."""
     start = time.perf_counter()
     generated = model.sample(SCALES[scale]["generated"], seed=3, n_calls=N_CALLS)[:, :, 0]
     rate = len(generated) / (time.perf_counter() - start)
     reference = snippets(simulate(REFERENCE, seed=12), N_FRAMES)
+    draw_snippets(generated, reference)
     return [
         *surface_rows(generated[..., 0], reference[..., 0]),
         *dynamics_rows(generated, reference),

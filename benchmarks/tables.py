@@ -34,7 +34,7 @@ HEADLINES = (
     "wrong model (0.89 on the right), (c) generative moves: weight",
 )
 """How the claims begin that a first page shows."""
-NOT_BENCHMARKS = {"__init__", "alone", "results", "tables"}
+NOT_BENCHMARKS = {"__init__", "alone", "dynamics_pictures", "results", "tables"}
 HOURS = {"alanine_rate", "assisted_alanine", "assisted_psi", "dynamics_studies"}
 """Benchmarks that take an hour or more even when they are small; ``make studies`` runs them."""
 

@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamics_diffusion import N_FRAMES, train
+from benchmarks.dynamics_pictures import figure_of, save
 from benchmarks.results import Row, scale_parser, write_results
 from benchmarks.systems.double_well import CORES, STRIDE, TRANSITION, between_cores, engine, passages, simulate, snippets
 from couloir.cv import Coordinate
@@ -246,18 +247,13 @@ def measure(model: FittedTrajectoryDiffusion, scale: str) -> list[Row]:
     shots = [shoot(kind, size.chains, real.paths) for kind in kinds if not kind.name.startswith("real paths")]
     rows += [row for _, found in shots for row in found]
     known = [Kind("TPE, simulated", real.paths, 0.0), Kind("snippets, simulated", outer, 0.0)]
-    draw([*known, *kinds[:4], *(shot for shot, _ in shots[:2])], scale)
+    draw([*known, *kinds[:4], *(shot for shot, _ in shots[:2])])
     return rows
 
 
-def draw(kinds: Sequence[Kind], scale: str) -> None:
-    """Write ``runs/transition_paths_<scale>.png``: durations, density along x, and mean-square displacement across the region."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+def draw(kinds: Sequence[Kind]) -> None:
+    """Write ``results/transition_paths.png``: durations, density along x, and mean-square displacement across the region."""
+    figure, (left, middle, right) = figure_of(3, (14, 4))
     lags = np.arange(1, 11)
     for kind in kinds:
         style: dict[str, Any] = {"color": "black", "lw": 2} if kind.name.startswith("TPE") else {}
@@ -270,9 +266,7 @@ def draw(kinds: Sequence[Kind], scale: str) -> None:
     middle.set(xlabel="x along the path", ylabel="density")
     right.set(xlabel="lag", ylabel="mean-square displacement of x from |x| < 0.5")
     left.legend(fontsize="small")
-    RUNS.mkdir(exist_ok=True)
-    figure.savefig(RUNS / f"transition_paths_{scale}.png", dpi=150)
-    plt.close(figure)
+    save(figure, "transition_paths")
 
 
 def displacement(paths: Sequence[Array], lags: Array | Any) -> Array:

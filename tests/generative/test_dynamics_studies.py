@@ -1,11 +1,13 @@
 """The studies of DynamicsDiffusion: what is trained, on what, and how it is judged."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import dynamics_pictures as pictures
 from benchmarks import dynamics_studies as program
 from benchmarks import tables
 from benchmarks.systems import ablations
@@ -114,11 +116,19 @@ def test_training_is_resumed_judged_and_put_in_a_table(tmp_path: Path, monkeypat
     written = {file: file.stat().st_mtime_ns for file in folder.rglob("*.json")}
     assert program.work(training, study.looks, scale, 0, folder) == "tiny_0"
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.json")} == written
-    claims = [row.claim for row in program.table("temperature", study, scale, tmp_path, 1)]
+    rows = [asdict(row) for row in program.table("temperature", study, scale, tmp_path, 1)]
+    claims = [row["claim"] for row in rows]
     program.reference.cache_clear()
     assert "tiny 1.5: error of F(x)" in claims
     assert "tiny: time of a training step" in claims
     assert "8 snippets of 8 frames by the simulator, kT = 1.5: error of F(x)" in claims
+    errors = pictures.errors_of(rows)
+    assert list(errors) == ["8 snippets of 8 frames by the simulator, kT = 1.5", "tiny 1.5"]
+    assert errors["tiny 1.5"]["F(x)"][0] == next(row["value"] for row in rows if row["claim"] == "tiny 1.5: error of F(x)")
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path)
+    (tmp_path / "dynamics_temperature.json").write_text(json.dumps(rows))
+    pictures.draw_study("temperature")
+    assert (tmp_path / "dynamics_temperature.png").stat().st_size > 1000
 
 
 def test_make_bench_leaves_out_what_takes_hours() -> None:

@@ -47,9 +47,8 @@ class GeometryGates:
     @classmethod
     def of(cls, topology: mdtraj.Topology, reference: Array) -> GeometryGates:
         """Read the gates off a molecule's topology and a physical structure (n_atoms, 3)."""
-        neighbours = _neighbours(topology)
+        neighbours, elements = _neighbours(topology), _elements(topology)
         bonds = np.array(sorted({(min(i, j), max(i, j)) for i, js in enumerate(neighbours) for j in js}), dtype=np.int64).reshape(-1, 2)
-        elements = [atom.element.symbol if atom.element is not None else "X" for atom in topology.atoms]
         centers = np.array(_stereo_centers(neighbours, elements), dtype=np.int64).reshape(-1, 4)
         peptides = np.array(_peptides(neighbours, elements), dtype=np.int64).reshape(-1, 4)
         contacts, closest = _contacts(neighbours, elements)
@@ -79,6 +78,19 @@ class GeometryGates:
         }
 
 
+def isomer(topology: mdtraj.Topology, positions: Array) -> Mask:
+    """Return the handedness of every stereo centre and cis or trans of every peptide bond, (n, n_centers + n_peptides), of structures.
+
+    Parameters
+    ----------
+    positions : (n, n_atoms, 3).
+    """
+    neighbours, elements = _neighbours(topology), _elements(topology)
+    centers = np.array(_stereo_centers(neighbours, elements), dtype=np.int64).reshape(-1, 4)
+    peptides = np.array(_peptides(neighbours, elements), dtype=np.int64).reshape(-1, 4)
+    return np.concatenate([_volumes(positions, centers) > 0, _is_trans(positions, peptides)], axis=1)
+
+
 def all_finite(positions: Array) -> Mask:
     """Return which structures (n, n_atoms, 3) have finite coordinates only."""
     return np.array(np.isfinite(positions).all(axis=(1, 2)), dtype=bool)
@@ -90,6 +102,10 @@ def _neighbours(topology: mdtraj.Topology) -> list[list[int]]:
         out[a.index].append(b.index)
         out[b.index].append(a.index)
     return out
+
+
+def _elements(topology: mdtraj.Topology) -> list[str]:
+    return [atom.element.symbol if atom.element is not None else "X" for atom in topology.atoms]
 
 
 def _stereo_centers(neighbours: list[list[int]], elements: list[str]) -> list[tuple[int, int, int, int]]:

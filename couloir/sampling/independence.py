@@ -10,6 +10,9 @@ x' has the CV value of x, so the bias cancels, and every window and every neighb
 learned them, c is the centre of the window.  Either way the Boltzmann distribution in the window is left unchanged, whatever the model:
 a poor model makes rare moves, never wrong ones.  Dynamics between the moves does what the model cannot.  Velocities after
 an accepted move are drawn anew.
+
+A molecule keeps its handedness and the cis or trans of its peptide bonds: force fields find mirror images as good, dynamics never makes
+them, so that a proposal of another isomer than the walker's is rejected, which is a target confined to that isomer.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +29,13 @@ from couloir.cv.base import CollectiveVariable
 from couloir.cv.bias import Bias, HarmonicBias
 from couloir.errors import Finding, ModelError
 from couloir.sampling.engine import Engine
+from couloir.sampling.gates import isomer
 from couloir.store import Store
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State
+
+if TYPE_CHECKING:
+    import mdtraj
 
 FEW = 0.01
 """Share of accepted moves below which a model does not help."""
@@ -68,7 +75,7 @@ class Moved:
     ----------
     states : after the moves.
     accepted : (n_walkers,).
-    log_ratio : (n_walkers,) ln w(x') - ln w(x); -inf for a proposal that has no finite energy.
+    log_ratio : (n_walkers,) ln w(x') - ln w(x); -inf for a proposal that has no finite energy, or is another isomer.
     """
 
     states: list[State]
@@ -128,7 +135,7 @@ class IndependenceMoves:
         new = np.asarray(proposed.positions)
         after = _log_target(engine, new, biases, cvs) - proposed.log_prob
         before = _log_target(engine, old, biases, cvs) - self.model.log_prob(old, given, **settings)
-        log_ratio = np.where(np.isfinite(after), after - before, -np.inf)
+        log_ratio = np.where(np.isfinite(after) & _same_isomer(engine.topology, old, new), after - before, -np.inf)
         accepted = np.log(stream(seed, "acceptance").random(len(states))) < log_ratio
         moved = [State(x, box=s.box) if yes else s for s, x, yes in zip(states, new, accepted, strict=True)]
         return Moved(moved, accepted, log_ratio)
@@ -145,6 +152,10 @@ class IndependenceMoves:
                 raise ModelError(f"the model learned the label {free[0]!r}, which a window does not restrain", "bias it, or impose it")
             centers.append([held[cv.name] for cv in self.model.labels])
         return np.array(centers)
+
+
+def _same_isomer(topology: mdtraj.Topology | None, old: Array, new: Array) -> npt.NDArray[np.bool_] | bool:
+    return True if topology is None else np.asarray((isomer(topology, old) == isomer(topology, new)).all(axis=1))
 
 
 def _log_target(engine: EnergyEngine, positions: Array, biases: Sequence[Bias | None], cvs: Sequence[CollectiveVariable]) -> Array:

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from couloir.cv.bias import HarmonicBias
-from couloir.cv.geometric import Coordinate
+from couloir.cv.geometric import Coordinate, Dihedral
 from couloir.errors import DataError, ModelError, StoreError
-from couloir.sampling import IndependenceMoves, ToyEngine, UmbrellaSampling, potentials
+from couloir.sampling import IndependenceMoves, OpenMMEngine, ToyEngine, UmbrellaSampling, potentials, systems
+from couloir.sampling.gates import isomer
 from couloir.store import Store
 from couloir.trajectory import Array, State
 
@@ -101,6 +103,48 @@ def test_the_share_of_accepted_moves_is_that_of_the_rule() -> None:
         assert abs(took.mean() - share) < 4.5 * np.sqrt(share * (1 - share) / len(took))
     kept = [s is old for s, old, yes in zip(moved.states, states, moved.accepted, strict=True) if not yes]
     assert all(kept)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A model of a molecule that proposes what it is shown, and every second time its mirror image: both have the same energy."""
+
+    shown: Array
+    labels = (Dihedral.phi(systems.alanine_dipeptide(solvent="vacuum").topology, residue=2),)
+    imposed = (0,)
+
+    def sample_with_log_prob(self, cv_values: Any, n: int | None = None, *, seed: int, **_: Any) -> Any:
+        class Out:
+            positions, log_prob = self.shown * np.where(np.arange(len(self.shown)) % 2, -1.0, 1.0)[:, None, None], np.zeros(len(self.shown))
+
+        return Out()
+
+    def log_prob(self, positions: Array, cv_values: Any = None, **_: Any) -> Array:
+        return np.zeros(len(positions))
+
+
+def test_mirror_images_of_a_molecule_are_rejected_though_their_energy_is_as_low() -> None:
+    molecule = systems.alanine_dipeptide(solvent="vacuum")
+    md = OpenMMEngine(molecule, temperature=300.0, platform="Reference")
+    shown = np.repeat(molecule.state.positions[None], 6, axis=0)
+    np.testing.assert_allclose(md.energies(-shown), md.energies(shown))
+    moved = IndependenceMoves(Mirror(shown)).apply(md, [molecule.state] * 6, [None] * 6, (), seed=1)
+    assert moved.accepted.tolist() == [True, False] * 3
+    assert np.isneginf(moved.log_ratio[1::2]).all()
+
+
+def test_another_isomer_of_a_peptide_bond_is_another_isomer() -> None:
+    molecule = systems.alanine_dipeptide(solvent="vacuum")
+    x, topology = molecule.state.positions, molecule.topology
+    bond = np.array([[topology.select(f"resid {r} and name {name}")[0] for r, name in ((0, "C"), (1, "N"))]])[0]
+    axis = x[bond[1]] - x[bond[0]]
+    turned = x.copy()
+    beyond = [atom.index for atom in topology.atoms if atom.residue.index > 0 and atom.index != bond[1]]
+    turned[beyond] = Rotation.from_rotvec(np.pi * axis / np.linalg.norm(axis)).apply(x[beyond] - x[bond[0]]) + x[bond[0]]
+    signs = isomer(topology, np.stack([x, x + 0.01, turned, -x]))
+    assert (signs[0] == signs[1]).all()
+    assert (signs[0] != signs[2]).sum() == 1
+    assert (signs[0] != signs[3]).sum() == signs.shape[1] - 2  # every stereo centre; both peptide bonds stay trans
 
 
 def test_a_run_with_moves_goes_on_where_it_stopped() -> None:

@@ -52,10 +52,12 @@ def labels(training: int, trainings: int, made: int = 50_000) -> tuple[list[Row]
         correlation = abs(float(np.corrcoef(values, data[:, 0, 0])[0, 1]))
         out.append(Row(f"{name}: correlation of |Phi| with z1, 10,000 samples", correlation, "", None, 0.99, correlation > 0.99))
         narrow = DiffusionMap(features).fit(data, seed=0)
-        named = any(finding.code == "coordinate-of-a-gap" for finding in narrow.warnings)
+        gap = any(finding.code == "coordinate-of-a-gap" for finding in narrow.warnings)
         by_itself = abs(float(np.corrcoef(narrow.coordinate(1).evaluate(data), data[:, 0, 0])[0, 1]))
-        what = f"{name}: the same with the automatic bandwidth {narrow.bandwidth:.2g}"
-        out.append(Row(f"{what}; finding that wells hide z1: {'yes' if named else 'no'}", by_itself, ""))
+        said = "with the finding that wells hide z1" if gap else "without a finding"
+        out.append(
+            Row(f"{name}: the same with the automatic bandwidth", by_itself, "", peer=f"{said}; bandwidth", peer_value=narrow.bandwidth)
+        )
         cells, z1 = law_at_zero(phi, potential, 0.5)
         frames = data[np.argsort(abs(values))[:NEAR], 0, 1]
         out.append(
@@ -70,8 +72,8 @@ def labels(training: int, trainings: int, made: int = 50_000) -> tuple[list[Row]
             errors.append(float(l1(shares[-1], binned(cells))))
         error = float(np.median(errors))
         spread = float(np.std(errors, ddof=1) / np.sqrt(trainings)) if trainings > 1 else None
-        what = f"{name}: L1 of p(z2 | Phi = 0) (z1 = {z1:.2f}), median of {trainings} trainings of {made} structures"
-        out.append(Row(what, error, "", spread, 0.1, error <= 0.1))
+        what = f"{name}: L1 of p(z2 | Phi = 0), median of {trainings} trainings of {made} structures"
+        out.append(Row(what, error, "", spread, 0.1, error <= 0.1, "z1 there", z1))
         curves[f"{name}, Phi = 0"] = (cells, np.repeat(np.median(shares, axis=0) / 20, 20))
         print(f"{name}: {np.round(errors, 4)}; correlation {correlation:.4f}, automatic {by_itself:.4f}", flush=True)
     return out, curves

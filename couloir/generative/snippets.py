@@ -26,16 +26,18 @@ class Snippets:
     Attributes
     ----------
     frames : (n_frames, dimension) float32, encoded.
-    starts : (n_starts,) first frames of snippets that end within their trajectory.
+    starts : (n_starts,) first frames of the shortest snippets that end within their trajectory.
+    room : (n_starts,) frames of the longest snippet, of any length, that begins there and ends within its trajectory.
     conditions : (n_starts, 1) standardized log kT, or None.
     log_kT : mean and standard deviation of log kT over the trajectories, or None.
     representation : fitted.
     stride : ps between the frames of a snippet.
-    span : frames of the data from the first to the last of a snippet, both counted.
+    span : frames of the data from the first to the last of the longest snippet, both counted.
     """
 
     frames: Tensor
     starts: Tensor
+    room: Tensor
     conditions: Tensor | None
     log_kT: tuple[float, float] | None
     representation: Representation
@@ -44,9 +46,19 @@ class Snippets:
 
     @classmethod
     def of(
-        cls, data: Any, representation: Representation, length: int, stride: Any, kT: Sequence[Any] | None, stride_frames: int = 1
+        cls,
+        data: Any,
+        representation: Representation,
+        lengths: tuple[int, int],
+        stride: Any,
+        kT: Sequence[Any] | None,
+        stride_frames: int = 1,
     ) -> Snippets:
-        """Return the snippets of ``length`` frames, ``stride_frames`` apart, of a trajectory, of several, or of arrays of positions.
+        """Return the snippets of a trajectory, of several, or of arrays of positions.
+
+        Parameters
+        ----------
+        lengths : frames of the shortest and of the longest, ``stride_frames`` apart.
 
         Raises
         ------
@@ -57,22 +69,38 @@ class Snippets:
             raise DataError("there are no trajectories to learn from")
         if stride_frames < 1:
             raise DataError(f"stride_frames = {stride_frames} makes no sense", "give 1 to use every frame, 2 for every other, ...")
-        step, span = stride_frames * _common_stride(parts, stride), (length - 1) * stride_frames + 1
+        step = stride_frames * _common_stride(parts, stride)
+        shortest, longest = ((length - 1) * stride_frames + 1 for length in lengths)
         positions = [as_frames(part.positions if isinstance(part, Trajectory) else part) for part in parts]
         for i, frames in enumerate(positions):
-            if len(frames) < span:
-                raise DataError(f"trajectory {i} has {len(frames)} frames, a snippet {span}", "leave it out, or shorten n_frames")
+            if len(frames) < shortest:
+                raise DataError(f"trajectory {i} has {len(frames)} frames, a snippet {shortest}", "leave it out, or shorten n_frames")
+        if max(len(frames) for frames in positions) < longest:
+            raise DataError(f"no trajectory has the {longest} frames of the longest snippet", "shorten n_frames")
         total = sum(len(frames) for frames in positions)
         every = max(1, total // _FIT_FRAMES)
         fitted = representation.fit(np.concatenate([frames[::every] for frames in positions]))
         encoded = [torch.from_numpy(fitted.encode(frames)).float() for frames in positions]
         begins = np.cumsum([0, *(len(frames) for frames in positions[:-1])])
-        starts = [begin + np.arange(len(frames) - span + 1) for begin, frames in zip(begins, positions, strict=True)]
+        starts = [begin + np.arange(len(frames) - shortest + 1) for begin, frames in zip(begins, positions, strict=True)]
+        room = np.concatenate([np.arange(len(frames) - 1, shortest - 2, -1) // stride_frames + 1 for frames in positions])
         conditions, log_kT = None, None
         if kT is not None:
             log_kT, values = _temperatures(kT, len(parts))
             conditions = torch.cat([torch.full((len(s), 1), v) for s, v in zip(starts, values, strict=True)])
-        return cls(torch.cat(encoded), torch.from_numpy(np.concatenate(starts)), conditions, log_kT, fitted, step, span)
+        where = torch.from_numpy(np.concatenate(starts))
+        return cls(torch.cat(encoded), where, torch.from_numpy(room), conditions, log_kT, fitted, step, longest)
+
+
+def holding(room: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Return rows (n,) that all have ``room`` (n,) for ``length`` frames.
+
+    One that has not gives way to one that has, drawn at random: so snippets of any length begin wherever they can, equally often.
+    """
+    fits = room >= length
+    good = fits.nonzero()[:, 0]
+    others = good[torch.randint(len(good), room.shape, generator=generator, device=room.device)]
+    return torch.where(fits, torch.arange(len(room), device=room.device), others)
 
 
 def _common_stride(parts: Sequence[Trajectory | Array], stride: Any) -> float:

@@ -25,7 +25,7 @@ from couloir.generative.fitted_trajectories import FittedTrajectoryDiffusion
 from couloir.generative.networks.temporal_unet import TemporalUNet, snippet_loss
 from couloir.generative.representation import Representation
 from couloir.generative.schedule import EDM, NoiseSchedule, VPLinear
-from couloir.generative.snippets import Snippets
+from couloir.generative.snippets import Snippets, holding
 from couloir.generative.training import Progress, TrainingPlan, train
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
@@ -154,7 +154,7 @@ class TrajectoryDiffusion:
             raise DataError("the model is conditioned on temperature, but kT is missing", "give kT=[...], one per trajectory")
         if kT is not None and not self.temperature_conditioned:
             raise DataError("kT is given to a model that does not learn it", "use TrajectoryDiffusion(..., temperature_conditioned=True)")
-        cut = Snippets.of(data, self.representation, self.lengths[1], stride, kT, stride_frames)
+        cut = Snippets.of(data, self.representation, self.lengths, stride, kT, stride_frames)
         network = {"n_conditions": 1 if self.temperature_conditioned else 0, **self.network}
         schedule = self.schedule
         if self.own_schedule and isinstance(schedule, EDM):
@@ -164,12 +164,16 @@ class TrajectoryDiffusion:
 
         def loss(network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
             assert isinstance(network, TemporalUNet)
-            start, condition, frames = batch[0], batch[1] if len(batch) > 2 else None, batch[-1]
+            (start, room), condition, frames = batch[:2], batch[2] if len(batch) > 3 else None, batch[-1]
             length = int(torch.randint(low, high + 1, (), generator=generator, device=frames.device))
+            if low < high:
+                length = min(length, int(room.max()))
+                rows = holding(room, length, generator)
+                start, condition = start[rows], None if condition is None else condition[rows]
             x = frames[start[:, None] + stride_frames * torch.arange(length, device=start.device)]
             return snippet_loss(network, schedule, x, condition, self.drop, generator, n=plan.batch_size)
 
-        rows = (cut.starts,) if cut.conditions is None else (cut.starts, cut.conditions)
+        rows = (cut.starts, cut.room, *(() if cut.conditions is None else (cut.conditions,)))
         model.history = train(
             model.network, loss, rows, plan, seed=integer_seed(seed, "fit"), context=(cut.frames,), gap=cut.span,
             companions=self.companions, settings=[schedule.to_dict(), model.network.to_dict(), self.lengths, stride_frames, self.drop],

@@ -11,7 +11,7 @@ import torch
 
 from couloir.errors import ConfigError, DataError, ModelError
 from couloir.generative import EDM, FittedTrajectoryDiffusion, TrainingPlan, TrajectoryDiffusion, Vector
-from couloir.generative.snippets import Snippets
+from couloir.generative.snippets import Snippets, holding
 from couloir.generative.solvers import sample
 from couloir.generative.training import split_blocks
 from couloir.generative.trajectory_diffusion import DEFAULT_PLAN, PAPER_PLAN
@@ -49,7 +49,7 @@ def test_nothing_is_held_out_when_gaps_would_leave_too_little() -> None:
 
 def test_every_other_frame_makes_snippets_of_twice_the_duration() -> None:
     data = [np.arange(n, dtype=float)[:, None, None] + 1000.0 * i for i, n in enumerate((9, 30))]
-    cut = Snippets.of(data, Vector(), 5, 0.5, None, stride_frames=2)
+    cut = Snippets.of(data, Vector(), (5, 5), 0.5, None, stride_frames=2)
     assert (cut.stride, cut.span) == (1.0, 9)
     assert len(cut.starts) == 1 + 22
     pieces = cut.frames[cut.starts[:, None] + 2 * torch.arange(5)]
@@ -63,6 +63,34 @@ def test_trajectories_bring_their_stride_and_need_not_be_equally_long() -> None:
     parts = [Trajectory(noise(n, n), 0.25) for n in (40, 60)]
     assert TrajectoryDiffusion(Vector(), 8, **TINY).fit(parts, seed=0, plan=PLAN).stride == 0.25
     assert TrajectoryDiffusion(Vector(), 8, **TINY).fit(parts[0], seed=0, plan=PLAN).sample(2, n_frames=5, seed=0).shape == (2, 5, 1, 2)
+
+
+def test_short_snippets_begin_wherever_they_can_equally_often() -> None:
+    """Of short runs most frames lie where no longest snippet begins."""
+    data = [100.0 * i + np.arange(n, dtype=float)[:, None, None] * np.ones(2) for i, n in enumerate((10, 16))]
+    cut = Snippets.of(data, Vector(), (4, 12), 1.0, None, stride_frames=1)
+    assert cut.span == 12
+    assert cut.starts.tolist() == [*range(7), *range(10, 23)]
+    assert cut.room.tolist() == [*range(10, 3, -1), *range(16, 3, -1)]
+    twice = Snippets.of(data, Vector(), (4, 6), 1.0, None, stride_frames=2)
+    assert (twice.starts.tolist(), twice.room.tolist()) == ([0, 1, 2, 3, *range(10, 20)], [5, 5, 4, 4, 8, 8, 7, 7, 6, 6, 5, 5, 4, 4])
+    generator, n = torch.Generator().manual_seed(1), 20_000
+    for length, good in ((4, 20), (8, 3 + 9), (12, 5)):
+        drawn = torch.randint(len(cut.starts), (n,), generator=generator)
+        rows = holding(cut.room[drawn], length, generator)
+        counts = torch.bincount(drawn[rows], minlength=len(cut.starts))
+        assert ((counts > 0) == (cut.room >= length)).all()
+        expected = n / good
+        # rows that give way take their place from a sample of the same size, which doubles the variance at most
+        assert (counts[counts > 0] - expected).abs().max() < 5.0 * (2.0 * expected) ** 0.5
+
+
+def test_runs_shorter_than_the_longest_snippet_are_learned_from() -> None:
+    parts = [noise(n, n) for n in (20, 40)]
+    model = TrajectoryDiffusion(Vector(), (8, 30), **TINY).fit(parts, seed=0, stride=1.0, plan=PLAN)
+    assert model.sample(2, n_frames=30, seed=0).shape == (2, 30, 1, 2)
+    with pytest.raises(DataError, match="no trajectory has the 41 frames"):
+        TrajectoryDiffusion(Vector(), (8, 41), **TINY).fit(parts, seed=0, stride=1.0, plan=PLAN)
 
 
 def test_imposed_and_kept_frames_come_back_to_double_precision(tiny: FittedTrajectoryDiffusion) -> None:

@@ -103,7 +103,7 @@ def test_mixed_lengths_are_learned_without_filling() -> None:
 
 def test_snippets_never_cross_the_end_of_a_trajectory() -> None:
     data = [np.arange(n, dtype=float)[:, None, None] + 1000.0 * i for i, n in enumerate((10, 7, 30))]
-    cut = Snippets.of(data, Vector(), 5, 1.0, None)
+    cut = Snippets.of(data, Vector(), (5, 5), 1.0, None)
     assert len(cut.starts) == 6 + 3 + 26
     pieces = cut.frames[cut.starts[:, None] + torch.arange(5)]
     values = cut.representation.decode(pieces.reshape(-1, 1).numpy())[:, 0, 0].reshape(-1, 5)

@@ -26,11 +26,13 @@ class PathEnds:
 
     Attributes
     ----------
+    given : what the model is given to sample: a temperature, or nothing.
     atoms : (n_kept,) the atoms that the model generates, or None for all.
     reference : a structure of the whole system, from which the other atoms can be placed; None when there is none.
     """
 
-    def __init__(self, model: Any, engine: Engine, region_a: Region, region_b: Region, seed: int) -> None:
+    def __init__(self, model: Any, engine: Engine, region_a: Region, region_b: Region, seed: int, kT: Any = None) -> None:
+        self.given = {} if kT is None else {"kT": kT}
         self.model, self.seed, self.regions = model, seed, {"A": region_a, "B": region_b}
         kept = getattr(getattr(model, "representation", None), "atoms", None)
         self.n_atoms = len(engine.masses)
@@ -114,7 +116,7 @@ class PathEnds:
         sample = getattr(self.model, "sample", None)
         if sample is None:
             raise DataError("there are no configurations of A and B", "give starts_a and starts_b, or data")
-        drawn = np.asarray(sample(_SAMPLED, seed=integer_seed(self.seed, "ends")), dtype=np.float64)
+        drawn = np.asarray(sample(_SAMPLED, seed=integer_seed(self.seed, "ends"), **self.given), dtype=np.float64)
         return drawn.reshape(-1, *drawn.shape[2:])
 
 

@@ -144,7 +144,8 @@ def reactive_seeds(
         the frames as they are for toys, on their constraints for molecules of which the model generates every atom, and
         :func:`couloir.sampling.rebuild.rebuild` where it generates some, with the first configuration given that has all atoms,
         or else the engine's own, as reference.
-    inpainting : further settings of ``model.inpaint``, such as ``n_calls``.
+    inpainting : further settings of ``model.inpaint``, such as ``n_calls``; a model conditioned on temperature is given the
+        engine's, unless ``kT`` is among them.
 
     Raises
     ------
@@ -160,13 +161,15 @@ def reactive_seeds(
             'give positive numbers and selection="top" or "spread"',
         )
     md = None if data is None else [data] if isinstance(data, Trajectory) else list(data)
-    ends = PathEnds(model, engine, region_a, region_b, seed)
+    settings = dict(inpainting or {})
+    if getattr(model, "log_kT", None) is not None:
+        settings.setdefault("kT", engine.kT)
+    ends = PathEnds(model, engine, region_a, region_b, seed, kT=settings.get("kT"))
     from_a, from_b = (md if starts is None else starts for starts in (starts_a, starts_b))
     ends.refer(from_a, from_b)
     counts: dict[str, int] = {"network calls": 0}
     if generated is None:
         known = ends.imposed(from_a, from_b, n_generate or 3 * n, n_frames or model.n_frames)
-        settings = dict(inpainting or {})
         made = model.inpaint(known, _both_ends(known.shape[1]), seed=integer_seed(seed, "inpainting"), **settings)
         counts["network calls"] = _network_calls(model, len(known), settings)
     else:

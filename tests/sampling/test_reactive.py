@@ -152,6 +152,26 @@ def test_paths_that_pass_but_have_no_frame_between_the_states_are_told_apart():
     assert "closer together" in caught.value.fix
 
 
+def test_a_model_of_many_temperatures_generates_at_the_engines():
+    given = []
+
+    class Conditioned(Interpolation):
+        log_kT = 0.0, 1.0
+
+        def sample(self, n, *, seed, kT):
+            given.append(kT)
+            return np.stack([run.positions[:200] for run in md()])
+
+        def inpaint(self, known, mask, *, seed, kT):
+            given.append(kT)
+            return super().inpaint(known, mask, seed=seed)
+
+    seeds(Conditioned(), data=None)
+    assert given == [OVERDAMPED.kT] * 2
+    seeds(Conditioned(), data=None, inpainting={"kT": 0.5})
+    assert given[2:] == [0.5] * 2
+
+
 def test_limits_of_gates_need_md_to_judge_by():
     with pytest.raises(ConfigError, match="without data"):
         seeds(starts_a=md(), starts_b=md(), data=None, gates={"max_jump": 2.0})

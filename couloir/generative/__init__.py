@@ -15,6 +15,7 @@ _HOMES = {
     "MixtureLabels": "model_state",
     "ModelState": "model_state",
     "NoiseSchedule": "schedule",
+    "PAPER_PLAN": "trajectory_diffusion",
     "ProposedStructures": "conditional_sgm",
     "Representation": "representation",
     "TrainingPlan": "training",

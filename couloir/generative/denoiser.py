@@ -11,7 +11,9 @@ an unwrapped number near x_t, not an angle in a standard interval.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +74,19 @@ def noise(denoiser: Denoiser, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, c
     return (x_t - alpha * denoiser(x_t, t, condition)) / sigma
 
 
+@contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """Compute matrix products and convolutions in float32 inside, where a GPU would round them to TF32."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
 def on_device(denoiser: nn.Module, device: str) -> Denoiser:
     """Return a denoiser whose network computes on a device, while what it is given and returns stays where it is.
 
@@ -97,7 +112,8 @@ def on_device(denoiser: nn.Module, device: str) -> Denoiser:
     there = copy.deepcopy(denoiser).to(place)
 
     def denoise(x_t: Tensor, t: Tensor, condition: Tensor | None = None, /) -> Tensor:
-        out: Tensor = there(x_t.to(place), t.to(place), None if condition is None else condition.to(place))
+        with single_precision():
+            out: Tensor = there(x_t.to(place), t.to(place), None if condition is None else condition.to(place))
         return out.to(x_t.device)
 
     return denoise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from couloir.generative.training import TrainingResult
 from couloir.streams import integer_seed
 from couloir.trajectory import Array
 from couloir.units import positive
-
-if TYPE_CHECKING:
-    pass
 
 _KIND, _VERSION = "TrajectoryDiffusion", 1
 _FRAMES_AT_ONCE = 16_384
@@ -194,7 +191,14 @@ class FittedTrajectoryDiffusion:
         overlap : frames of each snippet that are imposed from the last one; default a quarter of a snippet.
         device : as in :meth:`sample`.
         settings : of :func:`couloir.generative.conditioning.generate_long`.
+
+        Raises
+        ------
+        DataError : no frame is asked for, or kT does not fit the model.
+        ConfigError : the overlap leaves nothing to generate.
         """
+        if n_frames < 1:
+            raise DataError(f"{n} trajectories of {n_frames} frames were asked for", "ask for at least one frame")
         shared = max(1, self.n_frames // 4) if overlap is None else overlap
 
         def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from couloir.errors import DataError, ModelError
 from couloir.generative.checkpoint import load_tensors, save_tensors
+from couloir.generative.denoiser import single_precision
 from couloir.streams import integer_seed
 from couloir.trajectory import Array
 
@@ -54,7 +55,8 @@ class TrainingPlan:
     patience : evaluations without a new best held-out loss before stopping; None never stops early.
     max_minutes : wall-clock limit, or None.
     device : ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
-    precision : ``"auto"`` (bfloat16 autocast and TF32 on a GPU, float32 on a CPU), ``"float32"`` or ``"bf16"``.
+    precision : ``"auto"`` (bfloat16 autocast and TF32 on a GPU, float32 on a CPU), ``"float32"`` (everywhere, without TF32) or
+        ``"bf16"``.  Models of snippets take ``"auto"`` for ``"float32"``.
     """
 
     steps: int = 1200
@@ -175,7 +177,7 @@ def train(
     file = None if checkpoint is None else Path(checkpoint) / _FILE
     if file is not None and file.exists():
         run.restore(*load_tensors(file), fingerprint, file)
-    with _matmul_precision(plan, device):
+    with single_precision() if plan.precision == "float32" else _fast_products(device):
         while run.stopped_because is None:
             run.advance()
             if progress is not None:
@@ -372,9 +374,9 @@ def _fingerprint(network: nn.Module, data: Sequence[Tensor], probabilities: Arra
 
 
 @contextlib.contextmanager
-def _matmul_precision(plan: TrainingPlan, device: torch.device) -> Iterator[None]:
+def _fast_products(device: torch.device) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    if device.type == "cuda" and plan.precision == "auto":
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     try:
         yield

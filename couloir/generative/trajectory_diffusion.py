@@ -140,7 +140,7 @@ class TrajectoryDiffusion:
         data : a trajectory or several, or arrays of positions (n_frames, n_atoms, n_dim) that are ``stride`` apart.
         kT : kJ/mol, of each trajectory, when the model is conditioned on temperature.
         stride_frames : frames of a snippet are this many frames of the data apart.
-        plan : default ``DEFAULT_PLAN``.
+        plan : default ``DEFAULT_PLAN``; in single precision unless it asks for ``"bf16"``.
         checkpoint : folder from which an interrupted training with the same data and seed continues.
         progress : called as ``progress(step, training_loss, held_out_loss)``.
 
@@ -161,6 +161,8 @@ class TrajectoryDiffusion:
             schedule = replace(schedule, sigma_min=last_noise(cut, stride_frames))
         model = FittedTrajectoryDiffusion(cut.representation, schedule, self.lengths, cut.stride, cut.log_kT, network, seed)
         (low, high), plan = self.lengths, plan or DEFAULT_PLAN
+        if plan.precision == "auto":
+            plan = replace(plan, precision="float32")
 
         def loss(network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
             assert isinstance(network, TemporalUNet)

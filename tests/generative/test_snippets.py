@@ -11,6 +11,7 @@ import torch
 
 from couloir.errors import ConfigError, DataError, ModelError
 from couloir.generative import EDM, FittedTrajectoryDiffusion, TrainingPlan, TrajectoryDiffusion, Vector
+from couloir.generative.networks.temporal_unet import snippet_loss
 from couloir.generative.snippets import Snippets, holding
 from couloir.generative.solvers import sample
 from couloir.generative.training import split_blocks
@@ -149,6 +150,28 @@ def test_plans_of_snippets_do_not_round_the_smallest_noise_away() -> None:
     x = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
     assert float((x.bfloat16().float() - x).std()) / TrajectoryDiffusion(Vector()).schedule.end > 0.3
     assert DEFAULT_PLAN.precision == PAPER_PLAN.precision == "float32"
+
+
+def test_snippets_are_learned_in_single_precision_also_where_a_gpu_would_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[Any] = set()
+
+    def loss(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return snippet_loss(*arguments, **options)
+
+    monkeypatch.setattr("couloir.generative.trajectory_diffusion.snippet_loss", loss)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    assert PLAN.precision == "auto"
+    TrajectoryDiffusion(Vector(), 8, **TINY).fit([noise(200)], seed=1, stride=0.1, plan=PLAN)
+    assert seen == {("highest", False)}
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (before, True)
+
+
+def test_long_trajectories_have_at_least_one_frame(tiny: FittedTrajectoryDiffusion) -> None:
+    assert tiny.sample_long(2, 1, seed=0).shape == (2, 1, 1, 2)
+    with pytest.raises(DataError, match="0 frames"):
+        tiny.sample_long(2, 0, seed=0)
 
 
 def conditioned() -> TrajectoryDiffusion:

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from couloir.errors import ConfigError, DataError, ModelError
-from couloir.generative import FittedTrajectoryDiffusion, TrainingPlan, TrajectoryDiffusion, Vector
+from couloir.generative import PAPER_PLAN, FittedTrajectoryDiffusion, TrainingPlan, TrajectoryDiffusion, Vector
 from couloir.generative.snippets import Snippets
-from couloir.generative.trajectory_diffusion import PAPER_PLAN
 
 FORGET = 0.8
 """Correlation of neighbouring frames."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from couloir.build import build_engine
 from couloir.cv import CollectiveVariable, Region
-from couloir.errors import ConfigError, CouloirError, DataError, Finding
+from couloir.errors import ConfigError, CouloirError, DataError, Finding, ModelError
 from couloir.run import Run
 from couloir.sampling.chunks import ChunkedRun
 from couloir.sampling.guides import Guides, first_paths, heated, steer
@@ -28,6 +28,7 @@ from couloir.transition_states import shoot_candidates
 
 if TYPE_CHECKING:
     from couloir.analysis.path_ensemble import PathEnsemble
+    from couloir.sampling.reactive import ReactiveSeeds
     from couloir.store import Store
 
 Say = Callable[[str], None]
@@ -163,23 +164,24 @@ def _shoot_first(
     seed, stride = integer_seed(run.config.seed, "first-paths"), stride_of(run, engine)
     # both halves of a shot together are a path
     half = SHOT_FRAMES * stride if table.max_duration is None else max(1, int(round(table.max_duration / stride, 6)) // 2) * stride
-    how, findings, found = table.first_path, [], None
+    how, paths, total = table.first_path, list[Trajectory](), 0
+    findings, tally = list[Finding](), dict[str, int]()
     if table.first_path == "inpainting":
-        try:
-            found = _inpainted(run, engine, start, a, b, explored, half, seed)
-        except CouloirError as error:
-            text = f"generated paths led to no first path, so structures were steered instead: {error.message.splitlines()[0]}"
-            findings.append(Finding("generated-paths-failed", text, error.fix or ""))
-            say(str(findings[-1]))
-            how = "steered"
-    if found is None:
+        paths, tally, spent, findings = _inpainted(run, engine, start, a, b, explored, half, seed)
+        total = spent + _force_evaluations(tally)
+        for finding in findings:
+            say(str(finding))
+    if not paths:
+        how = "steered" if table.first_path == "inpainting" else table.first_path
         guides = _guides(run, engine, start, a, b, explored, how, seed)
         paths, tally = first_paths(engine, guides, a, b, table.n_chains, box=start.box, max_duration=half, stride=stride, seed=seed)
-        found = paths, tally, guides.force_evaluations
+        total += guides.force_evaluations + _force_evaluations(tally)
     run.note_findings("first paths", findings)
-    paths, tally, spent = found
-    total = spent + tally.get("force evaluations", 0) + tally.get("force evaluations of rebuilding", 0)
-    return paths, {"how": how, "n": len(paths), "counts": tally, "force_evaluations": int(total)}
+    return paths, {"how": how, "n": len(paths), "counts": tally, "force_evaluations": total}
+
+
+def _force_evaluations(tally: Mapping[str, int]) -> int:
+    return int(tally.get("force evaluations", 0) + tally.get("force evaluations of rebuilding", 0))
 
 
 def _guides(run: Run, engine: Any, start: State, a: Region, b: Region, explored: Array, how: str, seed: int) -> Guides:
@@ -261,20 +263,45 @@ def read_files(run: Run, engine: Any) -> list[Array]:
 
 def _inpainted(
     run: Run, engine: Any, start: State, a: Region, b: Region, explored: Array, half: float, seed: int
-) -> tuple[list[Trajectory], dict[str, int], int]:
-    """Return first paths shot from generated ones, what became of these, and the steps of dynamics that the model cost."""
+) -> tuple[list[Trajectory], dict[str, int], int, list[Finding]]:
+    """Return first paths shot from generated ones, if any; what became of these, the steps of dynamics to learn from, and findings."""
+    from couloir.sampling.reactive import ReactiveSeeds
+
+    spent = 0
+    try:
+        data, spent = _basins(run, engine, start, a, b, explored, seed)
+        found, findings = _generated(run, engine, _trained(run, engine, data, seed), a, b, data, half, seed)
+    except CouloirError as error:
+        text = f"generated paths led to no first path, so structures were steered instead: {error.message.splitlines()[0]}"
+        partial = getattr(error, "partial", None)
+        tally = partial.counts if isinstance(partial, ReactiveSeeds) else {}
+        return [], tally, spent, [Finding("generated-paths-failed", text, error.fix or "")]
+    run.log(str(found))
+    return list(found.paths), found.counts, spent, findings
+
+
+def _generated(
+    run: Run, engine: Any, model: Any, a: Region, b: Region, data: list[Trajectory], half: float, seed: int
+) -> tuple[ReactiveSeeds, list[Finding]]:
+    """Return shots from generated paths that passed every gate, or from all where none did: first paths carry no weight."""
     from couloir.sampling.reactive import reactive_seeds
 
     table = run.config.paths
     assert table is not None
-    data, spent = _basins(run, engine, start, a, b, explored, seed)
-    model = _trained(run, engine, data, seed)
-    found = reactive_seeds(
-        model, engine, a, b, table.n_chains, seed=integer_seed(seed, "generate"), starts_a=data, starts_b=data, data=data,
-        max_duration=half, stride=stride_of(run, engine), n_generate=max(64, 8 * table.n_chains),
-    )  # fmt: skip
-    run.log(str(found))
-    return list(found.paths), found.counts, spent
+    settings: dict[str, Any] = {
+        "seed": integer_seed(seed, "generate"), "starts_a": data, "starts_b": data, "data": data, "max_duration": half,
+        "stride": stride_of(run, engine),
+    }  # fmt: skip
+    try:
+        return reactive_seeds(model, engine, a, b, table.n_chains, n_generate=max(64, 8 * table.n_chains), **settings), []
+    except ModelError as error:
+        refused = error.partial
+        if refused is None or refused.counts.get("passed every gate"):
+            raise
+        text = f"no generated path passed every gate, so all were shot from: {error.message.splitlines()[0]}"
+        findings = [Finding("gates-failed", text, "raise paths.model.steps or paths.model.duration, for more first paths at the same cost")]
+    found = reactive_seeds(model, engine, a, b, table.n_chains, generated=refused, require_gates=False, **settings)
+    return replace(found, counts=found.counts | {"network calls": refused.counts["network calls"]}), findings
 
 
 def _basins(run: Run, engine: Any, start: State, a: Region, b: Region, explored: Array, seed: int) -> tuple[list[Trajectory], int]:

@@ -20,6 +20,7 @@ from couloir.run import Run
 from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.guides import Guides, first_paths, place_in, steer
 from couloir.sampling.path_store import PathLog
+from couloir.sampling.reactive import ReactiveSeeds
 from couloir.status import status_table
 from couloir.store import Store
 from couloir.trajectory import State
@@ -196,7 +197,38 @@ def test_generated_first_paths_or_a_finding_and_steered_ones(tmp_path):
     with Run.open(tmp_path / "toy.run") as run:
         about, found = run.store.get("first-paths/about"), [f.code for f in run.findings()]
     assert (about["how"] == "inpainting") != ("generated-paths-failed" in found)
+    assert about["force_evaluations"] > 20 / 0.002  # the dynamics that was learned from counts, whatever came of it
     assert (tmp_path / "toy.run/paths_model/model.json").exists()
+
+
+@pytest.mark.parametrize("connect", [True, False])
+def test_generated_paths_that_fail_the_gates_are_shot_from_and_what_fails_counts(tmp_path, monkeypatch, connect):
+    """Lines with a jump far beyond that of dynamics: no gate lets them pass, yet shots from them connect, if they may last long enough."""
+
+    def jagged(self, known, mask, n=None, *, seed, **_):
+        weight = np.linspace(0.0, 1.0, known.shape[1])[None, :, None, None]
+        lines = (1 - weight) * known[:, :1] + weight * known[:, -1:]
+        lines[:, 1::2, :, 1] += 4.0
+        return np.where(mask[None, :, None, None], known, lines)
+
+    monkeypatch.setattr("couloir.generative.fitted_trajectories.FittedTrajectoryDiffusion.inpaint", jagged)
+    if not connect:
+
+        def nothing(*_, **__):
+            none = np.zeros(0, dtype=int)
+            error = SimulationError("no shot connects A and B")
+            error.partial = ReactiveSeeds((), none, none, none, np.zeros((1, 3, 1, 2)), None, {"force evaluations": 12_345}, ())
+            raise error
+
+        monkeypatch.setattr("couloir.sampling.reactive.reactive_seeds", nothing)
+    model = 'first_path = "inpainting"\nstride = 0.02\n[paths.model]\nduration = "20 ps"\nn_frames = 16\nsteps = 5\nwidth = 8\n'
+    assert start(tmp_path, edited(TOY, ("n_paths = 60", "n_paths = 2")) + model) == 0
+    with Run.open(tmp_path / "toy.run") as run:
+        about, found = run.store.get("first-paths/about"), [f.code for f in run.findings()]
+    assert about["how"] == ("inpainting" if connect else "steered")
+    assert ("gates-failed" in found) == connect
+    assert ("generated-paths-failed" in found) != connect
+    assert about["force_evaluations"] > 20 / 0.002 + (0 if connect else 12_345)
 
 
 def test_a_molecule_gets_paths_and_dcd_files(tmp_path):

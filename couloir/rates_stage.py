@@ -20,6 +20,7 @@ from couloir.paths_stage import keep_paths, kept_paths, states_of
 from couloir.rates_numbers import as_json, finite, summary
 from couloir.run import Run, write_json
 from couloir.sampling.interface_checkpoint import stored_cycles as checkpointed
+from couloir.sampling.interface_starts import evenly, free_of_first
 from couloir.sampling.path_store import packed
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, Trajectory
@@ -258,9 +259,7 @@ def _is_side(region: Region, along: CollectiveVariable, *, below: bool) -> bool:
 def _given(run: Run, engine: Any, paths: PathEnsemble) -> list[Trajectory]:
     """Return reactive paths to start from: those of the first call, some that hold no frame of a first path if there are any."""
     if not run.store.count(_GIVEN):
-        free = [path for path, free in zip(paths.paths, paths.decorrelated, strict=True) if free] or list(paths.paths)
-        rows = np.unique(np.linspace(0, len(free) - 1, min(_MOST_GIVEN, len(free))).round().astype(int))
-        keep_paths(run.store, _GIVEN, [free[i] for i in rows])
+        keep_paths(run.store, _GIVEN, evenly(free_of_first(paths), _MOST_GIVEN))
     return kept_paths(run, engine, run.store.chunk(_GIVEN, 0))
 
 

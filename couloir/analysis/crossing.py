@@ -224,13 +224,19 @@ def _crossing(samples: InterfaceSamples, weights: PathWeights) -> tuple[Crossing
     order = plus[np.argsort(samples.maximum[plus], kind="stable")]
     levels, first = np.unique(samples.maximum[order], return_index=True)
     tail = np.cumsum(weights.per_path[order][::-1])[::-1]
-    curve, spread = tail[first], np.log(np.maximum(reach[1:, :-1], 1e-300)).std(axis=0, ddof=1)
+    curve = tail[first]
     findings = (*samples.findings, *weights.findings, *drift(samples), *_rare(samples, reach[0], levels, curve))
+    known = reach[:, :-1]
     found = CrossingProbability(
-        samples.along, samples.unit, samples.interfaces, reach[0, :-1], reach[1:, :-1].std(axis=0, ddof=1), spread, local[0],
-        local[1:].std(axis=0, ddof=1), positive(total, "", weights.freedom), levels, curve, weights.freedom, findings,
+        samples.along, samples.unit, samples.interfaces, known[0], _distance(known), _distance(np.log(np.maximum(known, 1e-300))), local[0],
+        _distance(local), positive(total, "", weights.freedom), levels, curve, weights.freedom, findings,
     )  # fmt: skip
     return found, total
+
+
+def _distance(replicas: Array) -> Array:
+    """Return the root mean square distance of replicas (1 + n_bootstrap, n) from the first: see :func:`positive`."""
+    return np.asarray(np.sqrt(np.mean((replicas[1:] - replicas[0]) ** 2, axis=0)))
 
 
 def _rare(samples: InterfaceSamples, reach: Array, levels: Array, curve: Array) -> tuple[Finding, ...]:

@@ -153,7 +153,8 @@ def place(
     if not out:
         raise DataError(f"no path leaves A ({sampling.region_a}) and comes to A or B", "give paths from A to B")
     into = [path.state(len(path) - 1) for path in turned_paths(sampling.engine, out)]
-    starts = [into[i % len(into)] for i in range(-(-pilot.n_chains // TIMES_KEPT))]
+    walkers = -(-pilot.n_chains // TIMES_KEPT)
+    starts = [into[i] for i in (np.arange(walkers) * max(1, len(into) / walkers)).astype(int) % len(into)]  # of all paths that are given
     sampling, chains, inside = _around_a(sampling, starts, given[0], seed, store, longer=longer)
     levels, first, seen, lengths = [float(sampling.interfaces[0])], list(inside), list[Visited](), list[float]()
     while len(levels) <= MOST_INTERFACES:

@@ -42,7 +42,7 @@ from couloir.sampling.interface_ensembles import (
 )
 from couloir.sampling.interface_placement import Pilot, boundary, place
 from couloir.sampling.interface_sets import InterfaceSets
-from couloir.sampling.interface_starts import dealt, with_velocities
+from couloir.sampling.interface_starts import dealt, evenly, free_of_first, with_velocities
 from couloir.sampling.path_moves import Reason, ShootingMove, Trial
 from couloir.sampling.path_sampling import OnProgress, described
 from couloir.sampling.path_store import PathLog, bare
@@ -134,6 +134,7 @@ class TransitionInterfaceSampling:
         Parameters
         ----------
         paths : from A to B or back, as :class:`TransitionPathSampling` returns them; what engine made them is not written in them.
+            Of an ensemble, paths of all its chains that hold no frame of a first path, if there are any.
         max_duration : ps; default twenty times the longest of ``paths``, or ten times the longest stay in A that is seen where that
             is too short for some.
         pilot : how long the pilot runs are.
@@ -144,7 +145,7 @@ class TransitionInterfaceSampling:
         DataError : A has no limit along the order parameter or is not everything below it, or no path leaves A.
         SimulationError : the interfaces do not come near B.
         """
-        given = list(paths.paths) if isinstance(paths, PathEnsemble) else list(paths)
+        given = free_of_first(paths) if isinstance(paths, PathEnsemble) else list(paths)
         if not given:
             raise DataError("there are no paths to start from", "find some by TransitionPathSampling or reactive_seeds")
         longer = max_duration is None
@@ -154,8 +155,7 @@ class TransitionInterfaceSampling:
             engine, region_a, region_b, along, (boundary(region_a, along),), move or ShootingMove.one_way(),
             max_duration=max_duration, name=name,
         )  # fmt: skip
-        distinct = list({id(path): path for path in given}.values())[:_MOST_FIRST]
-        moving = [with_velocities(engine, path, integer_seed(seed, "given", i)) for i, path in enumerate(distinct)]
+        moving = [with_velocities(engine, path, integer_seed(seed, "given", i)) for i, path in enumerate(evenly(given, _MOST_FIRST))]
         moving += turned_paths(engine, moving)  # seen from B, paths from A to B lead the other way
         return place(start, moving, seed=seed, pilot=pilot or Pilot(), store=store, longer=longer)
 

@@ -23,6 +23,7 @@ from couloir.trajectory import State, Trajectory
 from couloir.units import convert
 
 if TYPE_CHECKING:
+    from couloir.analysis.path_ensemble import PathEnsemble
     from couloir.sampling.interface_sampling import TransitionInterfaceSampling
 
 PATIENCE = 200
@@ -92,6 +93,11 @@ def evenly(paths: Sequence[Trajectory], n: int) -> list[Trajectory]:
     """Return at most ``n`` different ones, picked evenly: the farthest would all be of the channel that is easiest at first."""
     distinct = list({id(path): path for path in paths}.values())
     return [distinct[i] for i in np.unique(np.linspace(0, len(distinct) - 1, n).round().astype(int))]
+
+
+def free_of_first(paths: PathEnsemble) -> list[Trajectory]:
+    """Return the paths that hold no frame of a first path, or all where every one does."""
+    return [path for path, free in zip(paths.paths, paths.decorrelated, strict=True) if free] or list(paths.paths)
 
 
 def leave(sampling: TransitionInterfaceSampling, starts: Sequence[State], stride: float, seed: int, patience: int = PATIENCE) -> FirstPaths:

@@ -1,8 +1,11 @@
 """Interfaces are placed by pilot runs, and runs go on until the rate is known as well as asked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.cv.composite import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError, StoreError
@@ -63,6 +66,28 @@ def test_paths_from_a_to_b_serve_the_other_side_too(reactive):
     )
     assert sampling.interfaces[0] == -0.8
     assert 2 <= len(sampling.interfaces) <= 8
+
+
+def test_of_an_ensemble_paths_of_all_chains_that_hold_no_frame_of_a_first_one_are_started_from(reactive):
+    n = 100  # of each of two chains; the first thirty still hold frames of their first path
+    paths = tuple(replace(reactive[0], positions=reactive[0].positions.copy()) for _ in range(2 * n))
+    step = np.tile(np.arange(n), 2)
+    found = PathEnsemble(paths, np.repeat([0, 1], n), step, np.ones(2 * n), step >= 30, {"accepted": np.full(2, n)}, 0)
+    seen = []
+
+    def capture(sampling, given, **_):
+        ids = {id(path.positions): i for i, path in enumerate(paths)}
+        seen.extend(ids[id(path.positions)] for path in given if id(path.positions) in ids)
+        return sampling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("couloir.sampling.interface_sampling.with_velocities", lambda engine, path, seed: path)
+        patch.setattr("couloir.sampling.interface_sampling.turned_paths", lambda engine, paths: [])
+        patch.setattr("couloir.sampling.interface_sampling.place", capture)
+        TransitionInterfaceSampling.from_paths(found, WELL, A, B, along=X, seed=1, max_duration=100)
+    assert len(seen) == 64
+    assert (step[seen] >= 30).all()
+    assert np.bincount(found.chain[seen]).tolist() == [32, 32]
 
 
 def test_even_the_shortest_pilot_forgets_that_the_given_paths_came_to_b(reactive):

@@ -7,18 +7,15 @@ interrupted is done again from its seed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from couloir.cv.base import CollectiveVariable
 from couloir.errors import StoreError
 from couloir.sampling.interface_sets import InterfaceSets, Rows, Snapshot
-from couloir.sampling.path_store import COMMIT_SECONDS, keep_plan, packed, unpacked
+from couloir.sampling.path_store import COMMIT_SECONDS, described_cv, keep_plan, packed, unpacked
 from couloir.store import Arrays, Store, text_array, text_value
 
 _SHARE = 20
@@ -81,11 +78,6 @@ class Checkpoints:
             raise StoreError(f"cycles of {self._rows!r} are stored out of order", "two runs wrote at the same time: use a new store")
         sets.take(found)
         self._last, self._stored = sets.snapshot(), found.n_noted
-
-
-def described_cv(cv: CollectiveVariable) -> str:
-    """Return a digest of what a CV is."""
-    return hashlib.sha256(json.dumps(cv.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stored_cycles(store: Store, name: str) -> int:

@@ -45,7 +45,7 @@ from couloir.sampling.interface_sets import InterfaceSets
 from couloir.sampling.interface_starts import dealt, evenly, free_of_first, with_velocities
 from couloir.sampling.path_moves import Reason, ShootingMove, Trial
 from couloir.sampling.path_sampling import OnProgress, described
-from couloir.sampling.path_store import PathLog, bare
+from couloir.sampling.path_store import PathLog, bare, described_states
 from couloir.sampling.velocities import turned, turned_paths
 from couloir.store import Store
 from couloir.streams import integer_seed, stream
@@ -354,6 +354,7 @@ class TransitionInterfaceSampling:
             "interfaces": list(self.interfaces), "move": described(self.move), "shots": self.shots, "n_sets": n_sets, "seed": seed,
             "swaps": "all permutations" if self.swaps else False, "first": total.hexdigest(),
             "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride,
+            **described_states(self.region_a, self.region_b, self.move.selector),
         }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from couloir.sampling.path_blocks import trials_of_steps
 from couloir.sampling.path_chains import Chains
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
-from couloir.sampling.path_store import PathLog
+from couloir.sampling.path_store import PathLog, described_states
 from couloir.sampling.velocities import fresh, turned
 from couloir.store import Store
 from couloir.streams import integer_seed
@@ -178,6 +178,7 @@ class TransitionPathSampling:
         return {
             "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "move": described(self.move),
             "max_frames": max_frames, "n_chains": len(starts), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
+            **described_states(self.region_a, self.region_b, self.move.selector),
         }  # fmt: skip
 
 

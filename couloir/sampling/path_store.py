@@ -6,6 +6,7 @@ onto the first paths, so what comes back is bit for bit what was sampled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from time import perf_counter
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from couloir.errors import StoreError
+from couloir.cv.base import CollectiveVariable
+from couloir.cv.region import Region, all_limits
+from couloir.errors import DataError, StoreError
 from couloir.sampling.path_moves import Direction, Reason, Trial
 from couloir.store import Arrays, Store
 from couloir.trajectory import Array, Trajectory
@@ -28,6 +31,30 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
 _KEPT = ("positions", "velocities", "boxes")
 
 
+ADDED = ("cvs", "limits")
+"""What plans of older stores do not say."""
+
+
+def described_cv(cv: CollectiveVariable) -> str:
+    """Return a digest of what a CV is."""
+    return hashlib.sha256(json.dumps(cv.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def described_states(region_a: Region, region_b: Region, selector: Any = None) -> dict[str, Any]:
+    """Return what A and B and the choice of shooting points are made of, for a plan: digests of CVs by name, and limits to the last bit.
+
+    A Python function has no digest, and is known by its name.
+    """
+    chosen = getattr(selector, "cv", None)
+    cvs: dict[str, str] = {}
+    for cv in (*region_a.cvs, *region_b.cvs, *(() if chosen is None else (chosen,))):
+        try:
+            cvs[cv.name] = described_cv(cv)
+        except DataError:
+            cvs[cv.name] = cv.name
+    return {"cvs": cvs, "limits": all_limits(region_a, region_b)}
+
+
 def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
     """Write down what a run follows from, where that is not there yet.
 
@@ -39,7 +66,8 @@ def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
     stored = store.get(f"{name}/plan")
     if stored is None:
         store[f"{name}/plan"] = plan
-    elif stored != plan:
+    plan = {key: value for key, value in plan.items() if stored is None or key in stored or key not in ADDED}
+    if stored is not None and stored != plan:
         changed = ", ".join(key for key in {**stored, **plan} if plan.get(key) != stored.get(key))
         raise StoreError(f"the store holds other paths called {name!r} (different {changed})", "use a new store, or ask for the same run")
 

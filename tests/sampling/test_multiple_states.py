@@ -22,13 +22,15 @@ X, Y, Z = CVS
 LENGTHS = (4, 3, 4)
 STATES = {"a": X > 2.5, "b": Y > 1.5, "c": Z > 2.5}
 BACK = LinearCombination((X,), (-1.0,), "back")  # grows out of a, and is the same in b and in c
-FROM_B = LinearCombination((X, Y, Z), (1.0, -1.0, 1.0), "from_b")
+FROM_B = LinearCombination((Y, Z), (-1.0, 1.0), "from_b")  # its last interface is not on the way to a
 FROM_C = LinearCombination((X, Y, Z), (1.0, 1.0, -1.0), "from_c")
 ALONG = {"a": (BACK, (-2.5, -1.5, -0.5)), "b": (FROM_B, (-1.5, -0.5, 0.5)), "c": (FROM_C, (-2.5, -1.5, 0.5))}
+MOST = 5.5
+"""Standard errors that an estimate may be off: 15 of them, each from 40 sets, are more with probability 15 x 2.6e-6 at most."""
 
 
 class Star:
-    """A reversible Markov chain on a star of three arms x, y and z, as an engine; a site (1, 1, 0) leads from arm x to arm y past the centre.
+    """A reversible Markov chain on a star of three arms x, y and z, as an engine; site (1, 1, 0) leads from arm x to y past the centre.
 
     The ends of the arms are the states; each is entered through one site only, so that it forgets how it was entered.
     """
@@ -40,7 +42,7 @@ class Star:
         arms = [[tuple(d * np.eye(3, dtype=int)[k]) for d in range(1, n + 1)] for k, n in enumerate(LENGTHS)]
         self.sites = [(0, 0, 0), (1, 1, 0), *(site for arm in arms for site in arm)]
         self.number = {site: i for i, site in enumerate(self.sites)}
-        energies = {(0, 0, 0): 1.8, (1, 1, 0): 2.2}
+        energies = {(0, 0, 0): 2.4, (1, 1, 0): 1.5}
         for arm, energy in zip(arms, ([1.6, 1.2, 0.5, 0.0], [1.5, 0.6, 0.3], [1.7, 1.5, 0.9, 0.4]), strict=True):
             energies |= dict(zip(arm, energy, strict=True))
         pi = np.exp(-np.array([energies[site] for site in self.sites]))
@@ -102,7 +104,7 @@ def through_the_centre(i, j):
     return Trajectory(np.array([*out, (0, 0, 0), *back], dtype=float)[:, None, :], 1.0)
 
 
-def sampled(name, n_cycles=60, n_sets=24, **settings):
+def sampled(name, n_cycles=75, n_sets=40, **settings):
     along, interfaces = ALONG[name]
     others = reduce(or_, (region for other, region in STATES.items() if other != name))
     sampling = TransitionInterfaceSampling(STAR, STATES[name], others, along, interfaces, max_duration=4000)
@@ -124,19 +126,19 @@ def test_rates_and_populations_of_three_states_are_exact(runs):
             if i != j:
                 estimate = found.rate(start, end)
                 assert 0 < estimate.relative_error < 0.2, (start, end)
-                assert abs(np.log(estimate.value / exact[i, j])) < 4.5 * estimate.relative_error, (start, end)
+                assert abs(np.log(estimate.value / exact[i, j])) < MOST * estimate.relative_error, (start, end)
                 assert found.values[i, j] == estimate.value
                 assert found.standard_errors[i, j] == estimate.standard_error
                 time_ij = found.passage_time(start, end)
                 assert 0 < time_ij.relative_error < 0.2
                 truth = STAR.first_passage(ENTRIES[i], j)
-                assert abs(np.log(time_ij.value / truth)) < 4.5 * time_ij.relative_error, (start, end)
+                assert abs(np.log(time_ij.value / truth)) < MOST * time_ij.relative_error, (start, end)
     for estimate, truth in zip(found.populations, time, strict=True):
-        assert 0 < estimate.standard_error < 0.1 * truth
-        assert abs(estimate.value - truth) < 4.5 * estimate.standard_error
+        assert 0 < estimate.standard_error < 0.15 * truth
+        assert abs(estimate.value - truth) < MOST * estimate.standard_error
     assert sum(estimate.value for estimate in found.populations) == pytest.approx(1)
     # the tolerance tells rates apart that do differ: a run's own ends, dealt to the wrong states, are far off
-    assert abs(np.log(found.values[1, 0] / exact[1, 2])) > 4.5 * found.rate("b", "a").relative_error
+    assert abs(np.log(found.values[0, 2] / exact[0, 1])) > MOST * found.rate("a", "c").relative_error
 
 
 def test_a_row_adds_up_to_the_rate_of_its_run(runs):
@@ -145,9 +147,8 @@ def test_a_row_adds_up_to_the_rate_of_its_run(runs):
     for i, name in enumerate(STATES):
         assert -found.values[i, i] == pytest.approx(runs[name].rate.rate.value, rel=1e-12)
         assert found.standard_errors[i, i] == pytest.approx(runs[name].rate.rate.standard_error, rel=0.25)
-    # a and b also exchange past the centre, and ends in a state count wherever the path's maximum was
-    ends = runs["a"].ends_in_b & (runs["a"].maximum < ALONG["a"][1][-1])
-    assert ends.any()
+    # ends in a state count wherever the path's maximum was
+    assert (runs["b"].ends_in_b & (runs["b"].maximum < ALONG["b"][1][-1])).any()
 
 
 def test_runs_of_states_are_resampled_independently(runs):
@@ -186,7 +187,7 @@ def test_populations_keep_their_digits_and_say_what_is_not_known():
     np.testing.assert_allclose(stationary(chain), np.array([2, 1, 1 / 3]) / (10 / 3), rtol=1e-12)
     trap = np.array([[-3.0, 1.0, 2.0], [0.0, 0.0, 0.0], [4.0, 0.0, -4.0]])
     np.testing.assert_allclose(stationary(trap), expm(trap * 200)[0], atol=1e-12)
-    np.testing.assert_array_equal(np.isinf(passage_times(trap)), [[False, False, True], [True, False, True], [True, False, False]])
+    np.testing.assert_array_equal(np.isinf(passage_times(trap)), [[False, False, True], [True, False, True], [False, False, False]])
     two = trap.copy()
     two[2] = 0.0
     assert np.isnan(stationary(two)).all()
@@ -228,7 +229,7 @@ def test_what_gives_no_rates_is_refused(runs):
         rate_matrix({name: runs[name] for name in "ab"}, STATES)
     with pytest.raises(DataError, match="at least two"):
         rate_matrix({"a": runs["a"]}, {"a": STATES["a"]})
-    with pytest.raises(DataError, match=r"from b have no series of y, z, .*record=\[x, y, z\]"):
+    with pytest.raises(DataError, match=r"from b have no series of y, z, (.|\n)*record=\[x, y, z\]"):
         rate_matrix({**runs, "b": replace(runs["b"], series={"x": runs["b"].series["x"]})}, STATES)
     with pytest.raises(DataError, match="paths from a end in no state, one at x = 0, y = 0, z = 3"):
         rate_matrix(runs, STATES | {"c": Z > 3.5})
@@ -255,3 +256,13 @@ def test_kept_paths_serve_as_well_as_records():
     kept = {name: sampled(name, 30, 4, record=(), keep_paths=True).with_series(CVS) for name in STATES}
     recorded = {name: sampled(name, 30, 4) for name in STATES}
     np.testing.assert_array_equal(rate_matrix(kept, STATES).values, rate_matrix(recorded, STATES).values)
+
+
+def test_interfaces_are_placed_where_the_other_states_lie_off_the_order_parameter():
+    paths = [through_the_centre(0, j) for j in (1, 2)]
+    sampling = TransitionInterfaceSampling.from_paths(paths, STAR, BACK < -2.5, STATES["b"] | STATES["c"], along=BACK, seed=3)
+    assert sampling.interfaces[0] == -2.5
+    rate = sampling.run(n_cycles=40, seed=3, n_sets=16).rate.rate
+    assert 0 < rate.relative_error < 0.25
+    # 16 sets: 7 errors with probability 4e-6
+    assert abs(np.log(rate.value / STAR.exact()[0][0].sum())) < 7 * rate.relative_error

@@ -15,7 +15,8 @@ from couloir.cv import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError
 from couloir.sampling import TransitionInterfaceSampling
-from couloir.trajectory import Trajectory
+from couloir.streams import integer_seed
+from couloir.trajectory import State, Trajectory
 
 CVS = tuple(Coordinate(i, name) for i, name in enumerate("xyz"))
 X, Y, Z = CVS
@@ -65,14 +66,15 @@ class Star:
     def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
         inside = stop.contains(self.frames)
         out = []
-        for state, one, most in zip(states, seed, np.broadcast_to(duration, len(states)), strict=True):
+        seeds = [integer_seed(seed, k) for k in range(len(states))] if isinstance(seed, int) else seed
+        for state, one, most in zip(states, seeds, np.broadcast_to(duration, len(states)), strict=True):
             at, visited, ended = self.number[tuple(state.positions[0].astype(int))], [], "complete"
             rng = np.random.default_rng(one)
             while len(visited) < round(most) and ended == "complete":
                 at = bisect_right(self.steps[at], rng.random())
                 visited.append(at)
                 ended = "stopped" if inside[at] else "complete"
-            out.append(Trajectory(self.frames[visited], 1.0, ended=ended))
+            out.append(Trajectory(self.frames[visited], 1.0, ended=ended, last=State(self.frames[at])))
         return out
 
     def exact(self):

@@ -12,6 +12,7 @@ from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.landscape import Landscape, landscape
 from couloir.analysis.mbar import MbarResult, mbar, reweight
 from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_path
+from couloir.analysis.multiple_states import RateMatrix, rate_matrix
 from couloir.analysis.path_ensemble import PathDensity, PathEnsemble
 from couloir.analysis.positive import PositiveEstimate
 from couloir.analysis.reduced import ReducedState, Reweighted
@@ -25,10 +26,10 @@ from couloir.analysis.wham import WhamResult, wham
 __all__ = [
     "BiasedSamples", "Channels", "CommittorMap", "CrossingProbability", "Estimate", "Expectation", "FreeEnergySurface", "InterfaceRate",
     "InterfaceSamples", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "PathDensity", "PathEnsemble",
-    "PositiveEstimate", "ReducedState", "Reweighted", "ReweightedPaths",
+    "PositiveEstimate", "RateMatrix", "ReducedState", "Reweighted", "ReweightedPaths",
     "StreamedWham", "WhamResult", "WindowGraph",
     "allocate", "channels", "convergence",
     "crossing_probability", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface",
-    "interface_rate", "landscape", "mbar", "minimum_free_energy_path", "reweight", "reweighted_paths", "solve_mbar",
+    "interface_rate", "landscape", "mbar", "minimum_free_energy_path", "rate_matrix", "reweight", "reweighted_paths", "solve_mbar",
     "statistical_inefficiency", "wham", "window_graph",
 ]  # fmt: skip

@@ -41,7 +41,8 @@ class CrossingProbability:
     interfaces : (n,) where.
     probability, standard_error : (n,) P(interface | first interface); the first is 1 exactly.
     relative_error : (n,) standard error of ln ``probability``.
-    local, local_error : (n,) P(next interface | interface); the last entry is P(B | last interface).
+    local, local_error : (n,) P(next interface | interface); the last entry is P(B | last interface), or P(B) over P(last interface)
+        where B can also be reached around it.
     total : P(B | first interface).
     levels, curve : (n_levels,) maxima that paths reached, ascending, and the probability to reach each.
     freedom : degrees of freedom of the errors.
@@ -175,8 +176,7 @@ def interface_rate(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: i
     require_minus(samples)
     weights = path_weights(samples, n_bootstrap=n_bootstrap, seed=seed)
     crossing, total = _crossing(samples, weights)
-    minus, plus = np.flatnonzero(samples.ensemble == MINUS), np.flatnonzero(samples.ensemble != MINUS)
-    time_in, time_out = (samples.stride * weights.sums(rows, samples.inside[rows])[:, 0] for rows in (minus, plus))
+    time_in, time_out = path_times(samples, weights)
     flux = 1.0 / (time_in + time_out)
     return InterfaceRate(
         positive(flux * total, "1/ps", weights.freedom),
@@ -186,6 +186,13 @@ def interface_rate(samples: InterfaceSamples, *, n_bootstrap: int = 200, seed: i
         positive(time_out, "ps", weights.freedom),
         crossing.findings,
     )
+
+
+def path_times(samples: InterfaceSamples, weights: PathWeights) -> tuple[Array, Array]:
+    """Return replicas (1 + n_bootstrap,) of the mean time of a path of [0-] and of [0+] between its ends, ps."""
+    minus, plus = np.flatnonzero(samples.ensemble == MINUS), np.flatnonzero(samples.ensemble != MINUS)
+    time_in, time_out = (samples.stride * weights.sums(rows, samples.inside[rows])[:, 0] for rows in (minus, plus))
+    return time_in, time_out
 
 
 def require_minus(samples: InterfaceSamples) -> None:

@@ -288,7 +288,8 @@ class PathEnsemble:
 
         Parameters
         ----------
-        cvs : paths are independent only when the means of these over them are, too: they tell channels apart that take as long.
+        cvs : of several chains, paths are independent only when the means of these over them are, too (:meth:`n_independent`): they
+            tell channels apart that take as long.
         """
         found = list(self.findings)
         series = self._series(self.durations)

@@ -1,8 +1,12 @@
 """What a report says of channels of reactive paths, and of how many paths are independent, on ensembles made by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from couloir import report_html as web
+from couloir import report_paths
 from couloir.analysis import FreeEnergySurface, PathEnsemble
 from couloir.cv import Coordinate
 from couloir.report_channels import channel_means, write_channels
@@ -103,6 +107,25 @@ def test_the_headline_counts_paths_by_the_cv_that_chains_do_not_change():
     assert f"({data.n_independent:.0f} effectively independent paths)" in answer(data)
     assert "(200 effectively independent paths)" in answer(RunData(None, finished=False, paths=stuck))
     assert RunData(None, finished=False).n_independent == 0
+
+
+def test_paths_without_a_frame_between_are_reported_without_densities(monkeypatch):
+    monkeypatch.setattr(report_paths, "stored_branches", lambda run, engine: [])
+    monkeypatch.setattr(report_paths, "stored_candidates", lambda run: None)
+    states = SimpleNamespace(region_a="x < -0.5", region_b="x > 0.5")
+    run = SimpleNamespace(config=SimpleNamespace(paths=states))
+    first = {"how": "steered", "n": 1, "force_evaluations": 50, "counts": {}}
+    one = np.ones(3, dtype=int)
+    for n, shown in ((2, False), (3, True)):
+        path = Trajectory(np.linspace([[-1.0, 0.0]], [[1.0, 0.0]], n), 0.1)
+        paths = PathEnsemble((path,) * 3, 0 * one, 1 + np.arange(3), one, one, {"accepted": np.array([3])}, 100)
+        page = web.Page("paths")
+        report_paths.write_paths(page, RunData(run, finished=True, cvs={"x": X, "y": Y}, paths=paths, first_paths=first))
+        text = page.render()
+        assert "x along paths" in text
+        assert ("spend their time" in text) == shown
+        assert "They are worth 3.0 effectively independent paths by durations and by means of x, y over paths" in text
+        assert "50 per effectively independent path" in text
 
 
 def test_the_lines_on_a_surface_enclose_no_frames_in_a_or_b():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from couloir.units import per_time
 
 if TYPE_CHECKING:
+    from couloir.analysis.interface_samples import InterfaceSamples
     from couloir.analysis.surface import Estimate
 
 
@@ -24,6 +25,15 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
 def finite(value: Any) -> float | None:
     """Return a number, or None where JSON has none."""
     return float(value) if math.isfinite(value) else None
+
+
+def tried(samples: InterfaceSamples) -> dict[str, Any]:
+    """Return what became of shots in each ensemble, [0-] first, and of exchanges of each with the next, for ``rates.json``."""
+    from couloir.analysis.interface_samples import MINUS, ensemble_name
+
+    counts = {"shots": samples.outcomes, "exchanges": samples.exchanges}
+    names = [ensemble_name(number) for number in range(MINUS, len(samples.interfaces))]
+    return {"ensembles": names, **{what: {key: n.tolist() for key, n in found.items()} for what, found in counts.items()}}
 
 
 def readable(number: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from couloir.cv import CollectiveVariable, FunctionOfCVs, LinearCombination, Reg
 from couloir.cv.base import wrap
 from couloir.errors import ConfigError, DataError, Finding, SimulationError
 from couloir.paths_stage import keep_paths, kept_paths, states_of
-from couloir.rates_numbers import as_json, finite, summary
+from couloir.rates_numbers import as_json, finite, summary, tried
 from couloir.run import Run, write_json
 from couloir.sampling.interface_checkpoint import stored_cycles as checkpointed
 from couloir.sampling.interface_starts import evenly, free_of_first
@@ -323,6 +323,7 @@ def _found(
                 "value": side.seen(levels).tolist(),
                 "probability": crossing.curve[np.searchsorted(crossing.levels, levels)].tolist(),
             },
+            "tried": tried(some),
             "cycles": int(some.step.max()),
             "cycles_that_count": len(np.unique(some.step)),
             "sets": len(np.unique(some.chain)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +115,11 @@ class RunData:
     def along(self) -> tuple[str, ...]:
         """Names of the biased CVs."""
         return () if self.run.config.umbrella is None else self.run.config.umbrella.along
+
+    @cached_property
+    def n_independent(self) -> float:
+        """Effectively independent reactive paths by durations or the CV that tells the fewest; 0 without paths."""
+        return 0.0 if self.paths is None else self.paths.n_independent(tuple(self.cvs.values()))
 
     @property
     def places(self) -> Places:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from couloir import report_html as web
+from couloir.analysis.path_density import between_ends
 from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.analysis.plots import label, plot_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import CollectiveVariable
 from couloir.paths_stage import stored_branches
+from couloir.report_channels import write_channels
 from couloir.report_data import RunData
 from couloir.report_figures import COLORS, LINE, as_image, new
 from couloir.report_html import Page
@@ -36,22 +38,27 @@ def write_paths(page: Page, data: RunData) -> None:
         page.add(web.paragraph(f"{first['n']} first paths ({first['how']}); no path has been sampled yet.", "soft"))
         return
     page.add(
-        web.paragraph(_said(paths, first["force_evaluations"])),
+        web.paragraph(_said(data, paths, first["force_evaluations"])),
         web.table(("chain", *paths.outcomes, "paths", "free of its first path"), _chains(paths)),
     )
+    write_channels(page, paths, _shown(data))
+    between = bool((paths.lengths[paths.weights > 0] > 2).any())
     drawn = [
         page.vector(durations_figure(paths), "Durations of paths, from the last frame in A to the first frame in B."),
         page.vector(chains_figure(paths), "Duration of the path that each chain was at, step by step; dots: accepted moves."),
     ]
     for cv in _shown(data):
         drawn.append(page.vector(along_figure(paths, cv), f"{cv.name} along paths, from A to B."))
-        if paths.weights.any():
-            text = f"Where along {cv.name} reactive paths spend their time; the band is the 95 % interval."
+        if between:
+            text = f"Where along {cv.name} reactive paths spend their time between A and B; the band is the 95 % interval."
             drawn.append(page.vector(density_figure(paths, cv), text))
     for surface in data.surfaces:
-        if len(surface.grid) == 2 and set(surface.names) <= set(data.cvs) and paths.weights.any():
+        if len(surface.grid) == 2 and set(surface.names) <= set(data.cvs) and between:
             where = ", ".join(surface.names)
-            text = f"Reactive paths on the free-energy surface along {where}: white lines enclose half and nine tenths of their frames."
+            text = (
+                f"Reactive paths on the free-energy surface along {where}: white lines enclose half and nine tenths of their frames "
+                "between A and B."
+            )
             drawn.append(page.vector(surface_figure(paths, surface, data.cvs), text))
     tree = stored_branches(data.run, data.engine)
     if len(tree) > 1:
@@ -75,15 +82,17 @@ def answer(data: RunData) -> str:
     paths = data.paths
     if paths is None or not paths.weights.any():
         return ""
-    return f"Paths from A to B take {paths.mean(paths.durations, 'ps')} ({paths.n_effective:.0f} effectively independent paths)"
+    return f"Paths from A to B take {paths.mean(paths.durations, 'ps')} ({data.n_independent:.0f} effectively independent paths)"
 
 
-def _said(paths: PathEnsemble, searching: int) -> str:
-    n, total = paths.n_effective, paths.force_evaluations + searching
+def _said(data: RunData, paths: PathEnsemble, searching: int) -> str:
+    n, total = data.n_independent, paths.force_evaluations + searching
     each = f"; {total / n:.0f} per effectively independent path, both together" if n >= 1 else ""
+    judged = f" by durations and by means of {', '.join(data.cvs)} over paths, whichever tells the fewest" if data.cvs else " by durations"
     return (
         f"{paths.n_chains} chains of {paths.n_steps} steps visited {len(paths)} different paths; {paths.acceptance:.0%} of the moves were "
         f"accepted. {int(paths.decorrelated.sum())} paths hold no frame of a first path: only these count. "
+        f"They are worth {n:.1f} effectively independent paths{judged}. "
         f"{paths.force_evaluations} force evaluations were spent on them, {searching} on first paths{each}."
     )
 
@@ -163,7 +172,7 @@ def along_figure(paths: PathEnsemble, cv: CollectiveVariable) -> Figure:
 
 
 def density_figure(paths: PathEnsemble, cv: CollectiveVariable) -> Figure:
-    """Draw the density of the frames of paths along a CV."""
+    """Draw the density of the frames of paths along a CV, their ends left out."""
     figure, ax = new()
     found = paths.density(cv, _BINS)
     band = 1.96 * np.nan_to_num(found.standard_error, posinf=0.0)  # unknown from too few paths
@@ -176,7 +185,7 @@ def density_figure(paths: PathEnsemble, cv: CollectiveVariable) -> Figure:
 
 
 def surface_figure(paths: PathEnsemble, surface: FreeEnergySurface, cvs: dict[str, CollectiveVariable]) -> Figure:
-    """Draw the density of the frames of paths over a 2-D surface, by lines that enclose given shares of it."""
+    """Draw the density of the frames of paths, their ends left out, over a 2-D surface, by lines that enclose given shares of it."""
     figure, ax = new((5.4, 4.2))
     plot_surface(surface, ax)
     as_image(ax)
@@ -203,12 +212,12 @@ def committor_figure(found: Candidates, cv: CollectiveVariable) -> Figure:
 
 
 def _on_grid(paths: PathEnsemble, surface: FreeEnergySurface, cvs: dict[str, CollectiveVariable]) -> Array:
-    """Return the weighted frames in every cell of a surface."""
+    """Return the weighted frames between the ends of paths in every cell of a surface."""
     edges = []
     for x in surface.grid:
         half = 0.5 * (x[1] - x[0])
         edges.append(np.append(x - half, x[-1] + half))
     rows = np.flatnonzero(paths.weights > 0)
-    values = [np.concatenate([cvs[name].evaluate(paths.paths[i].positions) for i in rows]) for name in surface.names]
-    weights = np.repeat(paths.weights[rows], paths.lengths[rows])
+    values = [np.concatenate([between_ends(cvs[name], paths.paths[i]) for i in rows]) for name in surface.names]
+    weights = np.repeat(paths.weights[rows], np.maximum(paths.lengths[rows] - 2, 0))
     return np.asarray(np.histogram2d(values[0], values[1], bins=edges, weights=weights)[0])

@@ -73,6 +73,13 @@ def write_rates(page: Page, data: RunData) -> None:
     for key, way in _WAYS.items():
         header = (f"interface along {found['along']}", "P(from the first)", "standard error", "P(next)", "standard error")
         page.add(web.details(f"Interfaces from {way[0]}", web.table(header, _interfaces(found["sides"][key]))))
+        if found["sides"][key].get("tried", {}).get("shots"):  # runs of earlier versions have none
+            text = (
+                "Exchanges are with the next ensemble; where paths are permuted, one is accepted when paths pass between the ensembles up "
+                "to the one and those after it. Cycles that do not count are in these numbers, too."
+            )
+            shown = web.table(*shots_and_exchanges(found["sides"][key]["tried"])) + web.paragraph(text, "soft")
+            page.add(web.details(f"Shots and exchanges from {way[0]}", shown))
 
 
 def answer(data: RunData) -> str:
@@ -117,6 +124,24 @@ def _interfaces(side: Mapping[str, Any]) -> list[tuple[str, ...]]:
     columns = ("probability", "standard_error", "local", "local_error")
     rows = ((row["interface"], *(_short(row[name], 2 if "error" in name else 3) for name in columns)) for row in side["interfaces"])
     return [(f"{value:.4g}", *numbers) for value, *numbers in rows]
+
+
+def shots_and_exchanges(tried: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return header and rows: per ensemble, shots that were accepted, why others were not, and exchanges that were accepted."""
+    shots, exchanges = tried["shots"], tried["exchanges"]
+    reasons = [reason for reason, counts in shots.items() if reason != "accepted" and any(counts)]
+    rows: list[tuple[Any, ...]] = []
+    for i, name in enumerate(tried["ensembles"]):
+        known = i + 1 < len(tried["ensembles"]) and exchanges
+        exchanged = _share(exchanges, i) if known else ""
+        rows.append((name, _share(shots, i), *(shots[reason][i] for reason in reasons), exchanged))
+    return ("ensemble", "shots accepted", *(f"rejected: {reason}" for reason in reasons), "exchanges accepted"), rows
+
+
+def _share(counts: Mapping[str, Any], i: int) -> str:
+    """Return how many of the trials were accepted, and their share."""
+    accepted, total = counts["accepted"][i], sum(count[i] for count in counts.values())
+    return f"{accepted} of {total} ({accepted / total:.0%})" if total else "none tried"
 
 
 def _agreement(name: str, compared: Comparison) -> str:

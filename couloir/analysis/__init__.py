@@ -13,7 +13,8 @@ from couloir.analysis.landscape import Landscape, landscape
 from couloir.analysis.mbar import MbarResult, mbar, reweight
 from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_path
 from couloir.analysis.multiple_states import RateMatrix, rate_matrix
-from couloir.analysis.path_ensemble import PathDensity, PathEnsemble
+from couloir.analysis.path_density import PathDensity
+from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.analysis.positive import PositiveEstimate
 from couloir.analysis.reduced import ReducedState, Reweighted
 from couloir.analysis.reweighted_paths import CommittorMap, ReweightedPaths, reweighted_paths

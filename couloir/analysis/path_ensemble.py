@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from couloir.analysis import path_files
+from couloir.analysis.path_density import PathDensity, path_density
 from couloir.analysis.path_independence import n_effective_by_chains, path_means
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate
@@ -37,29 +38,6 @@ FEW = 5.0
 DISAGREE = 1.2
 """Potential scale reduction above which chains are said to sample different paths."""
 _DRAWN = 50  # paths drawn in a figure
-
-
-@dataclass(frozen=True, eq=False)
-class PathDensity:
-    """Where along a CV reactive paths spend their time.
-
-    Attributes
-    ----------
-    name, unit : of the CV.
-    edges : (n_bins + 1,) of the bins.
-    density, standard_error : (n_bins,) one over the unit of the CV; the density integrates to 1 over the bins.
-    """
-
-    name: str
-    unit: str
-    edges: Array
-    density: Array
-    standard_error: Array
-
-    @property
-    def centers(self) -> Array:
-        """Centres of the bins, (n_bins,)."""
-        return np.asarray((self.edges[1:] + self.edges[:-1]) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +132,22 @@ class PathEnsemble:
         """Effectively independent decorrelated paths, judged by their durations; 0 when none is decorrelated."""
         return self._n_effective(self._series(self.durations))
 
+    def n_independent(self, cvs: Sequence[CollectiveVariable] = ()) -> float:
+        """Return how many decorrelated paths are effectively independent by whatever tells the fewest: durations, or one of some CVs.
+
+        By a CV, what counts is its mean over each path: how long a chain remembers it, and how far the means of chains lie
+        apart (which alone shows chains that stay in channels of equal duration).
+
+        Parameters
+        ----------
+        cvs : along which channels may differ.
+
+        Returns
+        -------
+        At most :attr:`n_effective`; 0 when no path is decorrelated.
+        """
+        return min([self.n_effective, *(self._n_along(cv) for cv in cvs)])
+
     def values(self, observable: Observable) -> Array:
         """Return a number per path (n,): of a function of a path, or of an array that has them already.
 
@@ -190,28 +184,18 @@ class PathEnsemble:
         return Estimate(mean, float(error), unit)
 
     def density(self, cv: CollectiveVariable, bins: int | npt.ArrayLike = 50) -> PathDensity:
-        """Return the density of frames of decorrelated paths along a CV.
+        """Return the density of frames of decorrelated paths along a CV; the end frames, which lie in A and B, are left out.
 
         Parameters
         ----------
         cv : where.
-        bins : their number over all frames of the paths (a whole period), or their edges in increasing order.
+        bins : their number over all frames between the ends of paths (a whole period), or their edges in increasing order.
 
         Raises
         ------
         DataError : no path is decorrelated, the edges do not increase, or no frame is between them.
         """
-        along = [np.asarray(cv.evaluate(path.positions), dtype=np.float64) for path in self.paths]
-        edges = _edges(cv, np.concatenate(along), bins)
-        counts = np.array([np.histogram(x, edges)[0] for x in along], dtype=np.float64)
-        per_path = self.mean(counts.sum(axis=1)).value
-        if per_path == 0:
-            raise DataError(f"no frame of a decorrelated path is between {edges[0]:g} and {edges[-1]:g} of {cv.name}", "widen the bins")
-        share = self.weights @ counts / per_path
-        # a ratio of two means: its error is that of counts minus what the path's length explains (delta method)
-        errors = [self.mean((counts[:, i] - p * counts.sum(axis=1)) / per_path).standard_error for i, p in enumerate(share)]
-        width = np.diff(edges)
-        return PathDensity(cv.name, cv.unit, edges, share / width, np.array(errors) / width)
+        return path_density(self, cv, bins)
 
     def transition_states(self, n: int = 20, *, committor: CollectiveVariable | None = None, at: float | None = None) -> list[State]:
         """Return up to ``n`` frames of decorrelated paths that may be transition states; candidates, without weights.
@@ -304,7 +288,8 @@ class PathEnsemble:
 
         Parameters
         ----------
-        cvs : paths are independent only when the means of these over them are, too: they tell channels apart that take as long.
+        cvs : of several chains, paths are independent only when the means of these over them are, too (:meth:`n_independent`): they
+            tell channels apart that take as long.
         """
         found = list(self.findings)
         series = self._series(self.durations)
@@ -318,7 +303,7 @@ class PathEnsemble:
                 text = f"the chains' paths differ in duration more than chance explains (R = {ratio:.2f})"
                 found.append(Finding("chains-disagree", text, "sample more steps; chains may sit in different channels"))
         for cv in cvs if len(series) > 1 else ():
-            n = n_effective_by_chains(self._series(path_means(cv, self.paths)), cv.period)
+            n = self._n_along(cv)
             if n < FEW * len(series):
                 text = f"{n:.1f} effectively independent paths from {len(series)} chains by {cv.name}: chains hardly change it"
                 found.append(Finding("few-independent-paths", text, "sample more steps; chains may sit in different channels"))
@@ -382,19 +367,15 @@ class PathEnsemble:
         counted = order[(self.decorrelated & (self.multiplicity > 0))[order]]
         return [counted[self.chain[counted] == c] for c in np.unique(self.chain[counted])]
 
-    def _n_effective(self, series: list[Array]) -> float:
+    def _n_along(self, cv: CollectiveVariable) -> float:
+        """Return effectively independent paths by the mean of a CV over each."""
+        series = self._series(path_means(cv, self.paths))
+        n = self._n_effective(series, cv.period)
+        return min(n, n_effective_by_chains(series, cv.period)) if len(series) > 1 else n
+
+    def _n_effective(self, series: list[Array], period: float | None = None) -> float:
         if not series:
             return 0.0
         # a chain that is stuck has a constant series, which looks uncorrelated: repeats of a path are never independent
-        g = max(max(statistical_inefficiency(s), len(s) / len(rows)) for s, rows in zip(series, self._rows(), strict=True))
+        g = max(max(statistical_inefficiency(s, period), len(s) / len(rows)) for s, rows in zip(series, self._rows(), strict=True))
         return sum(map(len, series)) / g
-
-
-def _edges(cv: CollectiveVariable, values: Array, bins: Any) -> Array:
-    if np.ndim(bins) == 0:
-        low, high = (-cv.period / 2, cv.period / 2) if cv.period is not None else (float(values.min()), float(values.max()))
-        return np.linspace(low, high, int(bins) + 1)
-    edges = np.array(bins, dtype=np.float64)
-    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
-        raise DataError(f"the edges of the bins along {cv.name} do not increase", "give a number of bins, or increasing edges")
-    return edges

@@ -33,7 +33,9 @@ def n_effective_by_chains(series: Sequence[Array], period: float | None) -> floa
     """
     parts = [on_circle(values, period) for values in series]
     center = np.concatenate(parts).mean(axis=0)
-    total = sum(float(((part - center) ** 2).sum()) for part in parts)
-    between = sum(len(part) * float(((part.mean(axis=0) - center) ** 2).sum()) for part in parts) / (len(parts) - 1)
     n = float(sum(map(len, parts)))
+    total = sum(float(((part - center) ** 2).sum()) for part in parts)
+    if total <= 1e-24 * n * (1.0 + float((center**2).sum())):  # all the same, but for rounding
+        return n
+    between = sum(len(part) * float(((part.mean(axis=0) - center) ** 2).sum()) for part in parts) / (len(parts) - 1)
     return min(n, total / between) if between > 0 else n

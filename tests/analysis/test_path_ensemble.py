@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from couloir.analysis import PathEnsemble
+from couloir.analysis.path_independence import n_effective_by_chains
 from couloir.cv import Coordinate
 from couloir.errors import DataError, Finding
 from couloir.sampling import potentials, systems
@@ -113,6 +114,30 @@ def test_a_chain_in_another_channel_shows_in_a_cv_where_paths_take_as_long():
             assert "by x" in finding.message
 
 
+def test_independent_paths_are_counted_by_the_cv_that_tells_the_fewest():
+    apart, alike = channelled(1, 8, 1), channelled(1, 8, 0)
+    assert apart.n_effective == alike.n_effective == apart.n_independent() == 8 * 150  # all take as long
+    assert apart.n_independent([X]) < 40 < alike.n_independent([X]) < 8 * 150
+    y = Coordinate(1, "y")  # 0 on all paths
+    assert alike.n_independent([y]) == 8 * 150
+    assert apart.n_independent([y, X]) == apart.n_independent([X])
+    assert ensemble(decorrelated=(0, 0, 0, 0)).n_independent([X]) == 0
+
+
+def test_a_single_chain_counts_paths_by_how_long_it_remembers_a_cv():
+    alone = channelled(2, 1, 0, n_steps=4000)
+    # an autoregressive series with 0.7 from value to value has g = 1.7 / 0.3; g of 4000 values is known to 10 % or so
+    assert alone.n_effective == 4000
+    assert alone.n_independent([X]) == pytest.approx(4000 * 0.3 / 1.7, rel=0.45)
+
+
+def test_a_cv_that_never_changes_but_for_rounding_does_not_tell_chains_apart():
+    rng = np.random.default_rng(1)
+    series = [0.1 + 1e-16 * (c + rng.random(50)) for c in range(2)]
+    assert n_effective_by_chains(series, None) == 100
+    assert n_effective_by_chains([1e12 * (s - 0.1) for s in series], None) < 10  # the same in numbers that count
+
+
 def test_a_chain_that_is_stuck_is_not_taken_for_many_independent_paths():
     stuck = ensemble(lengths=(5, 9, 3, 7), step=(0, 2, 90, 50), multiplicity=(1, 88, 10, 98), decorrelated=(0, 1, 1, 1))
     assert stuck.n_effective <= 2
@@ -135,6 +160,26 @@ def test_the_density_weighs_frames_by_their_paths():
     density = found.density(X, [-1.0, 0.0, 1.0])
     assert density.density == pytest.approx([0.75, 0.25])
     assert (density.standard_error > 0).all()
+
+
+def test_the_density_leaves_out_the_frames_in_a_and_b():
+    two, four = (Trajectory(np.array(x)[:, None, None] * [1.0, 0.0], 0.1) for x in ([-1.0, 1.0], [-1.0, -0.2, 0.3, 1.0]))
+    found = PathEnsemble((two, four), (0, 0), (1, 2), (3, 1), (1, 1), {"accepted": np.array([2])}, 0)
+    density = found.density(X, [-1.5, -0.5, 0.0, 0.5, 1.5])
+    assert (density.density * np.diff(density.edges)).tolist() == pytest.approx([0.0, 0.5, 0.5, 0.0])
+    assert found.density(X, 5).edges[[0, -1]] == pytest.approx([-0.2, 0.3])
+    one = Trajectory(np.array([-1.0, 0.25, 1.0])[:, None, None] * [1.0, 0.0], 0.1)
+    alone = PathEnsemble((one, one), (0, 0), (1, 2), (1, 1), (1, 1), {"accepted": np.array([2])}, 0).density(X, 3)
+    assert alone.density.tolist() == pytest.approx([0.0, 3.0, 0.0])
+    assert alone.centers[1] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("bins", [10, [-2.0, 0.0, 2.0]])
+def test_paths_without_a_frame_between_have_no_density(bins):
+    pair = PathEnsemble((path(2), path(2)), (0, 0), (1, 2), (1, 1), (1, 1), {"accepted": np.array([2])}, 0)
+    with pytest.raises(DataError, match="ends in A and B") as caught:
+        pair.density(X, bins)
+    assert "shorter stride" in caught.value.fix
 
 
 def test_the_error_of_the_density_is_that_of_repeated_samplings():

@@ -1,5 +1,6 @@
 """What a report says of paths beyond averages: the tree of a chain, and the committors of transition states."""
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from run_files import WELL
 from couloir import transition_states
 from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.build import build_engine
+from couloir.cv import Coordinate
 from couloir.paths_stage import stored_branches
 from couloir.run import Run
 from couloir.sampling.path_moves import Trial
@@ -121,6 +123,19 @@ def test_the_report_draws_the_tree_and_the_committor(finished):
     page = (finished / "toy.run/report.html").read_text()
     for part in ("the next 40 accepted ones", "run backward", "p_B of candidates along x", "Candidates for transition states: 16"):
         assert part in page, part
+
+
+def test_the_report_counts_independent_paths_by_every_cv_and_tells_channels(finished):
+    page = (finished / "toy.run/report.html").read_text()
+    paths = PathEnsemble.load(finished / "toy.run/results/paths.npz")
+    n = paths.n_independent([Coordinate(0, "x"), Coordinate(1, "y")])
+    assert 1 <= n < 0.95 * paths.n_effective
+    assert f"({n:.0f} effectively independent paths)" in page
+    assert f"They are worth {n:.1f} effectively independent paths by durations and by means of x, y over paths" in page
+    searching = int(re.search(r"(\d+) on first paths; (\d+) per effectively independent path", page)[1])
+    assert f"; {(paths.force_evaluations + searching) / n:.0f} per effectively independent path" in page
+    assert "Compared along x and y" in page
+    assert "follow one channel" in page  # a plain double well
 
 
 def test_committors_are_written_and_rise_towards_b(finished):

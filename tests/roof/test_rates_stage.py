@@ -17,7 +17,7 @@ from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import Coordinate
 from couloir.rates_numbers import readable
 from couloir.rates_stage import NAMES, backward, stored_cycles
-from couloir.report_rates import compare
+from couloir.report_rates import compare, shots_and_exchanges
 from couloir.run import Run
 from couloir.sampling import interface_sampling
 from couloir.sampling.path_store import PathLog
@@ -141,6 +141,47 @@ def test_the_report_and_the_status_say_the_rates(finished):
     for code, message, _ in found:
         assert message.startswith(("paths from A: ", "paths from B: "))
         assert code in page
+
+
+def test_what_became_of_shots_and_exchanges_is_kept_and_shown(finished):
+    page = (finished / "toy.run/report.html").read_text()
+    for key, side in rates(finished)["sides"].items():
+        tried, n = side["tried"], len(side["interfaces"]) + 1
+        assert tried["ensembles"] == ["[0-]", *(f"[{i}+]" for i in range(n - 1))]
+        assert {len(counts) for counts in tried["shots"].values()} == {n}
+        assert {len(counts) for counts in tried["exchanges"].values()} == {n - 1}
+        shots, exchanges = (np.sum(list(tried[what].values()), axis=0) for what in ("shots", "exchanges"))
+        assert (shots % (side["cycles"] // 2 * side["sets"]) == 0).all()  # every other cycle shoots in every set, once or more
+        assert (exchanges > 0).all()
+        assert f"Shots and exchanges from {key[-1].upper()}" in page
+        accepted = tried["shots"]["accepted"][1]
+        assert f"<td>[0+]</td><td>{accepted} of {shots[1]} ({accepted / shots[1]:.0%})</td>" in page
+
+
+def test_shots_and_exchanges_are_shown_per_ensemble():
+    tried = {
+        "ensembles": ["[0-]", "[0+]", "[1+]"],
+        "shots": {"accepted": [9, 3, 0], "ensemble": [1, 2, 0], "failed": [0, 0, 0]},
+        "exchanges": {"accepted": [4, 0], "ensemble": [4, 0]},
+    }
+    header, rows = shots_and_exchanges(tried)
+    assert header == ("ensemble", "shots accepted", "rejected: ensemble", "exchanges accepted")
+    assert rows == [
+        ("[0-]", "9 of 10 (90%)", 1, "4 of 8 (50%)"), ("[0+]", "3 of 5 (60%)", 2, "none tried"), ("[1+]", "none tried", 0, ""),
+    ]  # fmt: skip
+    assert [row[-1] for row in shots_and_exchanges(tried | {"exchanges": {}})[1]] == ["", "", ""]
+
+
+def test_a_run_that_did_not_keep_what_became_of_shots_is_still_reported(mine):
+    file = mine / "toy.run/results/rates.json"
+    found = rates(mine)
+    for side in found["sides"].values():
+        del side["tried"]
+    file.write_text(json.dumps(found))
+    assert couloir("report", mine / "toy.run") == 0
+    page = (mine / "toy.run/report.html").read_text()
+    assert "Interfaces from B" in page
+    assert "Shots and exchanges" not in page
 
 
 def test_a_surface_of_windows_along_the_same_cv_is_drawn_and_judged_beside_it(tmp_path):

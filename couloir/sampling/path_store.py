@@ -28,8 +28,12 @@ DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
 _KEPT = ("positions", "velocities", "boxes")
 
 
-def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
+def keep_plan(store: Store, name: str, plan: dict[str, Any], what: str = "paths") -> None:
     """Write down what a run follows from, where that is not there yet.
+
+    Parameters
+    ----------
+    what : the run makes, as an error names it.
 
     Raises
     ------
@@ -41,7 +45,7 @@ def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
         store[f"{name}/plan"] = plan
     elif stored != plan:
         changed = ", ".join(key for key in {**stored, **plan} if plan.get(key) != stored.get(key))
-        raise StoreError(f"the store holds other paths called {name!r} (different {changed})", "use a new store, or ask for the same run")
+        raise StoreError(f"the store holds other {what} called {name!r} (different {changed})", "use a new store, or ask for the same run")
 
 
 class PathLog:

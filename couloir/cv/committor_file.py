@@ -75,7 +75,9 @@ def read_committor(file: str | Path, topology: mdtraj.Topology | None = None) ->
     if topology is not None:
         _check_number(cv, topology, str(file))
         if names is not None and names != _names(cv, topology):
-            raise DataError(f"{file} was learned for other atoms: {_difference(names, _names(cv, topology))}", "use the system it belongs to")
+            raise DataError(
+                f"{file} was learned for other atoms: {_difference(names, _names(cv, topology))}", "use the system it belongs to"
+            )
     return cv
 
 

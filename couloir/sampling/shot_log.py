@@ -59,7 +59,7 @@ class ShotLog:
             return kept["outcomes"].astype(np.int64), int(kept["evaluations"][0])
         outcomes, cost = run(shots)
         if self._store is not None:
-            chunk = {"shots": which, "outcomes": outcomes.astype(np.int8), "evaluations": np.array([cost], dtype=np.int64)}
+            chunk: Arrays = {"shots": which, "outcomes": outcomes.astype(np.int8), "evaluations": np.array([cost], dtype=np.int64)}
             self._store.append({self._series: chunk})
         return outcomes, cost
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from couloir.trajectory import Array, State
 
 LEARNED = ("diffusion_map",)
 """Types of CV that are learned from the unbiased data."""
+SAVED = ("learned_committor",)
+"""Types of CV that were learned before and are read from a file, which the run keeps."""
 COARSE_1D, COARSE_ND = 12, 8
 """Windows along one CV, or along each of several, that further ones are placed between."""
 EXPLORED_PERCENTILES = (1.0, 99.0)
@@ -99,12 +102,35 @@ def build_cvs(run: Run, topology: Any) -> dict[str, CollectiveVariable]:
             plan_from_config(table, topology, name)
             waiting[name] = stand_in(name)
             continue
-        made = from_config(table, topology, name, cvs=cvs | waiting, folder=run.folder)
+        kept = run.store.get(f"learned/{name}") if table.get("type") in SAVED and run.store.series() else None
+        made = from_config(table, topology, name, cvs=cvs | waiting, folder=run.folder) if kept is None else from_dict(kept)
         if set(table.get("of", ())) & set(waiting):
             waiting[name] = stand_in(name)
         else:
             cvs[name] = made
     return cvs
+
+
+def keep_saved(run: Run, topology: Any, cvs: dict[str, CollectiveVariable]) -> None:
+    """Keep the CVs that were read from files in the run, which then no longer depends on the files.
+
+    Raises
+    ------
+    ConfigError : a file holds something else than when the run began.
+    """
+    for name, table in run.config.cv.items():
+        if table.get("type") not in SAVED:
+            continue
+        kept = run.store.get(f"learned/{name}")
+        if kept is None or not run.store.series():
+            run.store[f"learned/{name}"] = cvs[name].to_dict()
+        elif (run.folder / table["file"]).exists():
+            now = from_config(table, topology, name, folder=run.folder)
+            if json.loads(json.dumps(now.to_dict())) != kept:
+                raise ConfigError(
+                    f"[cv.{name}]: {run.folder / table['file']} has changed since the run began",
+                    "restore the file, or start a new run with --directory",
+                )
 
 
 def stand_in(name: str) -> CollectiveVariable:

@@ -15,7 +15,7 @@ import numpy as np
 
 from couloir.analysis import equilibrated, free_energy_surface
 from couloir.analysis.samples import BiasedSamples
-from couloir.build import build_cvs, build_engine, build_representation, build_windows, learn_cvs, model_labels
+from couloir.build import build_cvs, build_engine, build_representation, build_windows, keep_saved, learn_cvs, model_labels
 from couloir.cv import CollectiveVariable, Region
 from couloir.errors import ConfigError, CouloirError
 from couloir.paths_stage import read_files, sample_paths
@@ -52,6 +52,7 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
     known = build_cvs(run, engine.topology)
     check(run.config, engine, known)
     _check_what_can_be(run, engine, known)
+    keep_saved(run, engine.topology, known)
     say(str(engine))
     run.store["engine"] = engine.to_dict()
     with _timed(run, "explore"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from couloir.build import stand_in
 from couloir.config import PathsTable, RatesTable, RunConfig
-from couloir.cv import CollectiveVariable, Region
+from couloir.cv import CollectiveVariable, CommittorCoordinate, Region
 from couloir.cv.geometric import Coordinate
 from couloir.errors import ConfigError, CouloirError, nearest
 from couloir.paths_stage import STRIDE_STEPS
@@ -37,6 +37,11 @@ def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable])
     for name, cv in cvs.items():
         if isinstance(cv, Coordinate) and cv.index >= n_dim:
             raise ConfigError(f"[cv.{name}]: index = {cv.index}, but the system has {n_dim} coordinates", f"use 0 ... {n_dim - 1}")
+        if isinstance(cv, CommittorCoordinate) and max(cv.features.indices, default=0) >= n_dim:
+            raise ConfigError(
+                f"[cv.{name}] needs coordinate {max(cv.features.indices)}, but the system has {n_dim} coordinates",
+                "use a committor that was learned for this system",
+            )
     # What a run learns later is known by name only.
     everything = {name: cvs.get(name, stand_in(name)) for name in config.cv}
     if config.umbrella is not None:

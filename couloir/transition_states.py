@@ -73,6 +73,7 @@ def shoot_candidates(
     """Shoot from as many candidates as the run file asks for, unless the store has them, and write ``results``.
 
     Candidates follow from the paths, so shots are made again when there are more paths or more candidates are asked for.
+    Every batch of shots is in the store when it is done, so an interrupted run goes on with the next one.
 
     Parameters
     ----------
@@ -94,7 +95,9 @@ def shoot_candidates(
             say(str(finding))
             return
         result = committor(
-            engine, states, a, b, standard_error=TARGET, stride=paths.stride, seed=integer_seed(run.config.seed, _STAGE)
+            engine, states, a, b, standard_error=TARGET, stride=paths.stride, seed=integer_seed(run.config.seed, _STAGE),
+            # other candidates have other shots
+            store=run.store, name=f"{_SERIES}/{table.committor}-of-{paths.n_steps}",
         )  # fmt: skip
         arrays: dict[str, Any] = {
             "asked": np.array(asked, dtype=np.int64), "positions": np.array([state.positions for state in states]),

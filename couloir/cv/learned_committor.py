@@ -31,6 +31,7 @@ from couloir.streams import stream
 from couloir.trajectory import Array
 
 if TYPE_CHECKING:
+    import mdtraj
     import openmm
 
 IntArray = npt.NDArray[np.int64]
@@ -88,6 +89,34 @@ class CommittorCoordinate(CollectiveVariable):
     def to_dict(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         return {"type": _KIND, **plain, "features": self.features.to_dict()}
+
+    def save(self, file: str | Path, topology: mdtraj.Topology | None = None) -> None:
+        """Write the CV with its features to one JSON file, which a run file can name as ``[cv.NAME]``.
+
+        Parameters
+        ----------
+        topology : of the system it belongs to; the names of its atoms are then checked whenever the file is used.
+
+        Raises
+        ------
+        DataError : the topology lacks atoms of the features.
+        """
+        from couloir.cv.committor_file import write_committor
+
+        write_committor(file, self, topology)
+
+    @classmethod
+    def load(cls, file: str | Path, topology: mdtraj.Topology | None = None) -> CommittorCoordinate:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ModelError : there is no such file, or it holds something else or is damaged.
+        DataError : the committor was learned for other atoms than those of ``topology``.
+        """
+        from couloir.cv.committor_file import read_committor
+
+        return read_committor(file, topology)
 
     def to_openmm_energy(self, expression: str, parameters: Mapping[str, float]) -> openmm.Force:
         import torch

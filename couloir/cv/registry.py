@@ -62,6 +62,7 @@ _CONFIG_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "path_s": ({"of", "nodes"}, {"smoothing"}),
     "path_z": ({"of", "nodes"}, {"smoothing"}),
     "diffusion_map": ({"features"}, {"index", "select", "alpha", "bandwidth", "landmarks"}),
+    "learned_committor": ({"file"}, {"output"}),
 }
 """Required and optional keys of a ``[cv.*]`` table by type."""
 
@@ -99,7 +100,7 @@ def from_config(
     topology : what atoms are looked up in; None for toy systems, which have coordinates only.
     name : the CV's name.
     cvs : CVs read before, by name; those that composites may be made ``of``.
-    folder : what the path of a reference structure is relative to.
+    folder : what the path of a reference structure or of a learned committor is relative to.
 
     Raises
     ------
@@ -117,6 +118,10 @@ def from_config(
     try:
         if kind == "coordinate":
             return Coordinate(int(data["index"]), name, _period(data, "nm"))
+        if kind == "learned_committor":
+            from couloir.cv.committor_file import committor_from_config
+
+            return committor_from_config(data, topology, name, folder)
         if "of" in _CONFIG_KEYS[kind][0]:
             return _composite(kind, data, name, cvs or {})
         if topology is None:

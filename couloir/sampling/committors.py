@@ -21,7 +21,9 @@ from couloir.cv.region import Region
 from couloir.errors import DataError, Finding
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, as_states, steps
+from couloir.sampling.shot_log import ShotLog, digest_of
 from couloir.sampling.velocities import fresh
+from couloir.store import Store
 from couloir.streams import integer_seed, stream
 from couloir.trajectory import Array, State, Trajectory
 from couloir.units import convert
@@ -33,6 +35,8 @@ IntArray = npt.NDArray[np.int64]
 
 _BATCH = 4096
 """Shots propagated at once: bounds the memory that a batch takes."""
+_KEPT_BATCH = 256
+"""The same where batches are written down: bounds what is lost when a call is killed."""
 _STRIDE, _LONGEST = 10, 10_000
 """Time steps between frames, and frames of the longest shot, by default."""
 _SIGNIFICANT = 0.05
@@ -99,12 +103,16 @@ def committor(
     max_duration: Any = None,
     stride: Any = None,
     seed: int,
+    store: Store | None = None,
+    name: str = "committor",
 ) -> CommittorResult:
     """Estimate the probability to reach B before A, by shots with fresh velocities, until its error is small everywhere.
 
     The first round gives every state half of the shots that p_B = 1/2 needs; each later one what the shots so far say is
     missing.  A state is done when its error would be below the target even with p_B one error closer to 1/2: stopping at
     the first small error would favour extreme p_B.  The shots depend on a state's place and on ``seed``, not on the others.
+    With a store, every batch of shots is committed when it is done; the same call again goes on behind the last one and ends
+    with the same numbers as a call that was never interrupted.
 
     Parameters
     ----------
@@ -113,10 +121,13 @@ def committor(
     max_shots : per state, unfinished and failed ones included; default twice what p_B = 1/2 needs.
     max_duration : time limit of a shot, a multiple of ``stride``; default 10,000 strides.  Shots that reach it are left out of ``p``.
     stride : time between the frames at which it is decided whether A or B is reached; default ten time steps.
+    store : where shots are written down; None keeps nothing.
+    name : what the shots are called in the store.
 
     Raises
     ------
     DataError : the target or the limit is out of range, or A and B overlap where a state is or a shot ends.
+    StoreError : the store holds other shots of this name, or cannot be written.
     """
     start = as_states(states)
     if not 0 < standard_error < 0.5:
@@ -132,11 +143,13 @@ def committor(
     every = _STRIDE * engine.time_step if stride is None else convert(stride, "ps", "stride")
     times = {"duration": _LONGEST * every if max_duration is None else max_duration, "record_stride": every}
     shooting = _Shooting(engine, start, region_a, region_b, times, seed)
+    log = ShotLog(store, name, shooting.plan(standard_error, limit) if store is not None else {})
+    size = _BATCH if store is None else _KEPT_BATCH
     while want.any():
         shots = [(int(i), int(counts[i].sum()) + k) for i in np.flatnonzero(want) for k in range(want[i])]
-        for at in range(0, len(shots), _BATCH):
-            batch = shots[at : at + _BATCH]
-            outcomes, cost = shooting.run(batch)
+        for at in range(0, len(shots), size):
+            batch = shots[at : at + size]
+            outcomes, cost = log.outcomes(batch, shooting.run)
             np.add.at(counts, (np.array([i for i, _ in batch]), outcomes), 1)
             spent += cost
         want = np.where(where == _UNFINISHED, _missing(counts, standard_error, limit), 0)
@@ -158,6 +171,14 @@ class _Shooting:
     region_b: Region
     times: dict[str, Any]
     seed: int
+
+    def plan(self, standard_error: float, limit: int) -> dict[str, Any]:
+        """Return everything that the shots follow from, as JSON."""
+        times = {key: convert(value, "ps", key) for key, value in self.times.items()}
+        return {
+            "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "states": digest_of(self.states),
+            "standard_error": standard_error, "max_shots": limit, "seed": self.seed, **times,
+        }  # fmt: skip
 
     def run(self, shots: Sequence[tuple[int, int]]) -> tuple[IntArray, int]:
         """Return how the shots (state, number of the shot) end, and what they cost in steps."""

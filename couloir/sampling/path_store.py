@@ -55,8 +55,12 @@ def described_states(region_a: Region, region_b: Region, selector: Any = None) -
     return {"cvs": cvs, "limits": all_limits(region_a, region_b)}
 
 
-def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
+def keep_plan(store: Store, name: str, plan: dict[str, Any], what: str = "paths") -> None:
     """Write down what a run follows from, where that is not there yet.
+
+    Parameters
+    ----------
+    what : the run makes, as an error names it.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def keep_plan(store: Store, name: str, plan: dict[str, Any]) -> None:
     plan = {key: value for key, value in plan.items() if stored is None or key in stored or key not in ADDED}
     if stored is not None and stored != plan:
         changed = ", ".join(key for key in {**stored, **plan} if plan.get(key) != stored.get(key))
-        raise StoreError(f"the store holds other paths called {name!r} (different {changed})", "use a new store, or ask for the same run")
+        raise StoreError(f"the store holds other {what} called {name!r} (different {changed})", "use a new store, or ask for the same run")
 
 
 class PathLog:

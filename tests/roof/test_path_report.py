@@ -14,8 +14,10 @@ from couloir.build import build_engine
 from couloir.cv import Coordinate
 from couloir.paths_stage import stored_branches
 from couloir.run import Run
+from couloir.sampling import committors
 from couloir.sampling.path_moves import Trial
 from couloir.sampling.path_tree import path_tree
+from couloir.store import Store
 from couloir.trajectory import Trajectory
 
 TOY = (
@@ -185,6 +187,37 @@ def test_interrupted_while_it_shoots_it_comes_to_the_same(tmp_path, monkeypatch)
     assert run(tmp_path, text) == 0
     for name, values in candidates(tmp_path / "one").items():
         np.testing.assert_array_equal(candidates(tmp_path)[name], values)
+
+
+def test_interrupted_between_rounds_of_shots_it_goes_on_with_the_next(tmp_path, monkeypatch):
+    text = TOY.replace("n_paths = 200", "n_paths = 30").replace("committor = 16", "committor = 6")
+    (tmp_path / "one").mkdir()
+    made, shoot, append = [], committors._Shooting.run, Store.append
+    monkeypatch.setattr(committors._Shooting, "run", lambda self, shots: (made.extend(shots), shoot(self, shots))[1])
+    assert run(tmp_path / "one", text) == 0
+    once = sorted(made)
+    made.clear()
+
+    def failing(self, chunks, **options):
+        append(self, chunks, **options)
+        if any(series.endswith("/shots") for series in chunks):
+            raise KeyboardInterrupt
+
+    times = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", failing)
+        while run(tmp_path, text) == 130:
+            times += 1
+            assert not (tmp_path / "toy.run/results/committor.csv").exists()
+    assert times >= 2
+    assert len(once) == len(set(once))
+    assert sorted(made) == once
+    stored = [Store(folder / "toy.run/store.db", read_only=True) for folder in (tmp_path / "one", tmp_path)]
+    assert len({store.digest("transition-states") for store in stored}) == 1
+    names = "committor.csv", "transition_states.npz"
+    for name in names:
+        one, other = ((folder / "toy.run/results" / name).read_bytes() for folder in (tmp_path / "one", tmp_path))
+        assert one == other, name
 
 
 def test_transition_states_of_a_molecule_are_a_pdb_file(tmp_path, monkeypatch):

@@ -7,10 +7,12 @@ import pytest
 from scipy.sparse import csr_array, diags_array
 from scipy.sparse.linalg import spsolve
 
-from couloir.errors import DataError
+from couloir.errors import DataError, StoreError
+from couloir.sampling import committors
 from couloir.sampling.committors import CommittorResult, committor, committor_histogram_test, jeffreys_error
 from couloir.sampling.potentials import ToyPotential, double_well, hysteresis
 from couloir.sampling.toy import ToyEngine
+from couloir.store import Store
 from couloir.trajectory import Array, State
 
 
@@ -123,6 +125,54 @@ def test_results_repeat_and_do_not_depend_on_later_neighbours() -> None:
     alone, together = shoot(WELL, -0.2), shoot(WELL, -0.2, 0.3)
     assert (alone.p[0], alone.n_shots[0]) == (together.p[0], together.n_shots[0])
     assert shoot(WELL, *[0.0] * 9, seed=1).to_b.tolist() != shoot(WELL, *[0.0] * 9, seed=2).to_b.tolist()
+
+
+def test_broken_off_after_any_batch_it_goes_on_without_making_a_shot_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committors, "_KEPT_BATCH", 15)
+    made: list[tuple[int, int]] = []
+    run, append = committors._Shooting.run, Store.append
+    monkeypatch.setattr(committors._Shooting, "run", lambda self, shots: (made.extend(shots), run(self, shots))[1])
+    whole, broken = Store(), Store()
+    expected = shoot(WELL, -0.75, 0.0, 0.75, standard_error=0.07, store=whole)
+    assert whole.count("committor/shots") > 4
+    assert sorted(made) == [(i, k) for i, n in enumerate(expected.n_shots) for k in range(n)]
+    once = sorted(made)
+    made.clear()
+
+    def failing(self: Store, chunks: dict, **options: object) -> None:
+        append(self, chunks, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", failing)
+        times = 0
+        while True:
+            try:
+                found = shoot(WELL, -0.75, 0.0, 0.75, standard_error=0.07, store=broken)
+                break
+            except KeyboardInterrupt:
+                times += 1
+    assert times == whole.count("committor/shots")
+    assert sorted(made) == once
+    assert broken.digest() == whole.digest()
+    plain = shoot(WELL, -0.75, 0.0, 0.75, standard_error=0.07)
+    for result in (found, plain):
+        assert result.to_dataframe().equals(expected.to_dataframe())
+        assert result.force_evaluations == expected.force_evaluations
+
+
+@pytest.mark.parametrize("other", [{"seed": 4}, {"standard_error": 0.09}, {"max_duration": 10.0}])
+def test_a_store_refuses_other_shots_of_the_same_name(other: dict[str, float]) -> None:
+    store = Store()
+    settings: dict[str, object] = {"standard_error": 0.1, "store": store}
+    key = next(iter(other))
+    found = shoot(WELL, 0.0, **settings)
+    with pytest.raises(StoreError, match=f"other shots called 'committor' .*{key.removeprefix('max_')}"):
+        shoot(WELL, 0.0, **(settings | other))
+    with pytest.raises(StoreError, match="different states"):
+        shoot(WELL, 0.1, **settings)
+    assert shoot(WELL, 0.1, **settings, name="another").n_shots[0] > 0
+    assert shoot(WELL, 0.0, **settings).p[0] == found.p[0]
 
 
 def test_unfinished_shots_are_counted_apart_and_reported() -> None:

@@ -12,6 +12,7 @@ _HOMES = {
     "benchmark_platforms": "platforms",
     "systems": "",
     "Seeds": "seeds",
+    "FixedLengthEnsemble": "path_ensembles",
     "GaussianSelector": "selectors",
     "IndependenceMoves": "independence",
     "LorentzianSelector": "selectors",

@@ -43,7 +43,7 @@ class Walk:
         self.steps = [np.cumsum(row).tolist() for row in self.P]
 
     def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
-        inside = stop.contains(np.arange(N_SITES, dtype=float)[:, None, None])
+        inside = np.zeros(N_SITES, dtype=bool) if stop is None else stop.contains(np.arange(N_SITES, dtype=float)[:, None, None])
         out = []
         for state, time, one in zip(states, duration, seed, strict=True):
             x, frames, ended = int(state.positions[0, 0]), [], "complete"

@@ -151,7 +151,7 @@ class PathEnsemble:
 
     @property
     def n_effective(self) -> float:
-        """Effectively independent decorrelated paths, judged by their durations, or by repeats where all are alike; 0 when none is decorrelated."""
+        """Effectively independent decorrelated paths, judged by their durations (all alike: by repeats); 0 when none is decorrelated."""
         return self._n_effective(self._series(self.durations))
 
     def values(self, observable: Observable) -> Array:

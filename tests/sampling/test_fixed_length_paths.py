@@ -167,28 +167,50 @@ WA, WB = WX < -0.8, WX > 0.8
 STRIDE, LENGTH = 0.04, 31
 
 
-@pytest.mark.parametrize("friction", [None, 2.0])
-def test_paths_of_fixed_length_equal_those_cut_out_of_long_dynamics(friction):
+@cache
+def cut_out(friction):
+    """Return an engine, and every piece of the right length that leads from A to B in a long run."""
     engine = ToyEngine(WELL, kT=1.0, time_step=4e-3, friction=friction, threads=1)
-    runs = engine.propagate(
-        [engine.state(-1.0, 0.0)] * 8, duration=1500.0 if friction is None else 6000.0, stride=STRIDE, velocities=True, seed=7
-    )
-    exact = []
-    for run in runs:
-        x = run.positions[:, 0, 0]
-        fit = np.flatnonzero((x[: -LENGTH + 1] < -0.8) & (x[LENGTH - 1 :] > 0.8))
-        exact += [x[i : i + LENGTH] for i in fit]
+    duration = 1500.0 if friction is None else 6000.0
+    pieces = []
+    for run in engine.propagate([engine.state(-1.0, 0.0)] * 8, duration=duration, stride=STRIDE, velocities=True, seed=7):
+        x, v = run.positions[:, 0, 0], run.velocities
+        for i in np.flatnonzero((x[: -LENGTH + 1] < -0.8) & (x[LENGTH - 1 :] > 0.8)):
+            pieces.append(Trajectory(run.positions[i : i + LENGTH], STRIDE, None if v is None else v[i : i + LENGTH]))
+    return engine, pieces
+
+
+def alike(paths, friction):
+    """Assert that one path per chain is as those cut out of a long run."""
+    exact = cut_out(friction)[1]
+    assert len(exact) > 3000  # pieces of one hop overlap; of as few as are compared, hardly any two do
+    some = [exact[i] for i in np.random.default_rng(1).permutation(len(exact))[:100]]
+    last = dict(zip(paths.chain.tolist(), paths.paths, strict=True)).values()
+    assert set(paths.lengths) == {LENGTH}
+    seen, meant = (np.array([p.positions[:, 0, 0] for p in group]) for group in (last, some))
+    for describe in (lambda p: p.mean(axis=1), lambda p: (p > 0).sum(axis=1), lambda p: p[:, LENGTH // 2]):
+        assert stats.ks_2samp(describe(seen), describe(meant)).pvalue > SURE
+
+
+def test_chains_from_a_line_come_to_the_paths_of_long_dynamics():
     line = np.linspace(-0.9, 0.9, 12)  # shorter: it waits in A and in B
     first = Trajectory(np.stack([line, 0 * line], axis=1)[:, None, :], STRIDE)
-    n, steps = 200, 50
-    paths = TransitionPathSampling(engine, WA, WB, ShootingMove.two_way(), n_frames=LENGTH).run(first, n * steps, n, seed=3)
-    assert set(paths.lengths) == {LENGTH}
-    final = {c: p.positions[:, 0, 0] for c, p in zip(paths.chain.tolist(), paths.paths, strict=True)}
-    seen = np.array(list(final.values()))
-    assert len(exact) > 3000  # pieces of one hop overlap; of as few as are compared, hardly any two do
-    some = np.array([exact[i] for i in np.random.default_rng(1).permutation(len(exact))[:100]])
-    for describe in (lambda p: p.mean(axis=1), lambda p: (p > 0).sum(axis=1), lambda p: p[:, LENGTH // 2]):
-        assert stats.ks_2samp(describe(seen), describe(some)).pvalue > 1e-4
+    n = 200
+    alike(TransitionPathSampling(cut_out(None)[0], WA, WB, ShootingMove.two_way(), n_frames=LENGTH).run(first, 50 * n, n, seed=3), None)
+
+
+@pytest.mark.parametrize("move", [ShootingMove.one_way(), ShootingMove.two_way()], ids=str)
+def test_paths_with_inertia_stay_those_of_long_dynamics(move):
+    engine, exact = cut_out(2.0)
+    n = 150
+    first = exact[:: len(exact) // n]
+    paths = TransitionPathSampling(engine, WA, WB, move, n_frames=LENGTH).run(first, 30 * n, n, seed=3)
+    last_moves = [paths.step[paths.chain == c].max() for c in range(n)]
+    assert np.mean(np.array(last_moves) > 0) > 0.5
+    alike(paths, 2.0)
+    for path in paths.paths[:20]:  # the velocities of the past were turned: they lead along the path
+        seen = np.diff(path.positions[:, 0, 0]) / STRIDE
+        assert np.corrcoef(seen, (path.velocities[1:, 0, 0] + path.velocities[:-1, 0, 0]) / 2)[0, 1] > 0.6
 
 
 def test_a_stored_run_of_fixed_length_continues_and_refuses_another_length(tmp_path):

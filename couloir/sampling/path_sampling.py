@@ -225,7 +225,7 @@ class _Goal:
 def described(move: ShootingMove) -> str:
     """Return a move with the numbers of its selector; other settings by their kind, as their text may differ between processes."""
     settings = {
-        key: value if isinstance(value, (int, float, str)) else getattr(value, "name", type(value).__name__)
+        key: value if isinstance(value, (int, float, str, tuple)) else getattr(value, "name", type(value).__name__)
         for key, value in sorted(vars(move.selector).items())
     }
     if move.offsets:

@@ -204,7 +204,7 @@ def test_paths_with_inertia_stay_those_of_long_dynamics(move):
     engine, exact = cut_out(2.0)
     n = 150
     first = exact[:: len(exact) // n]
-    paths = TransitionPathSampling(engine, WA, WB, move, n_frames=LENGTH).run(first, 30 * n, n, seed=3)
+    paths = TransitionPathSampling(engine, WA, WB, move, n_frames=LENGTH).run(first, 60 * n, n, seed=3)
     last_moves = [paths.step[paths.chain == c].max() for c in range(n)]
     assert np.mean(np.array(last_moves) > 0) > 0.5
     alike(paths, 2.0)

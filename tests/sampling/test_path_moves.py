@@ -293,9 +293,7 @@ def test_a_density_ratio_is_that_of_the_shares_of_points_in_each_bin():
     ratio = (q / q.sum()) / (p / p.sum())
     np.testing.assert_allclose(RATIO.table, ratio, rtol=1e-14)
     path = as_path((-3, 0, 1, 2, 3, 4, 9, 4))
-    np.testing.assert_allclose(
-        RATIO.weights(path.positions), [0, ratio[0], ratio[1], ratio[2], ratio[3], ratio[4], ratio[4], 0], rtol=1e-14
-    )
+    np.testing.assert_allclose(RATIO.weights(path.positions), [0, *ratio, ratio[4], 0], rtol=1e-14)
     chosen = [ShootingMove.one_way(RATIO)._aim(path, seed, 99, None).frame for seed in range(4000)]
     share = np.bincount(chosen, minlength=8) / 4000
     expected = RATIO.weights(path.positions) / RATIO.weights(path.positions).sum()
@@ -303,12 +301,12 @@ def test_a_density_ratio_is_that_of_the_shares_of_points_in_each_bin():
 
 
 def test_a_density_ratio_needs_points_and_a_table_positive_weights():
-    around = potentials.hidden_barrier(periodic=True).cvs()[0]
-    if around.period is not None:
-        assert density_ratio_selector(around, [0.0, 0.1], [0.2], bins=4).edges[0] == -around.period / 2
+    around = next(cv for cv in potentials.hidden_barrier(periodic=True).cvs() if cv.period is not None)
+    whole = density_ratio_selector(around, np.array([0.0, 0.1]), np.array([0.2]), bins=4)
+    assert whole.edges[::4] == (-around.period / 2, around.period / 2)
     for generated, sampled in (([], [1.0]), ([1.0], [np.nan]), ([1.0], [1.0])):
         with pytest.raises(DataError):
-            density_ratio_selector(X, generated, sampled)
+            density_ratio_selector(X, np.array(generated), np.array(sampled))
     with pytest.raises(DataError, match="not positive"):
         TabulatedSelector(X, (0, 1, 2), (1.0, 0.0))
     with pytest.raises(DataError, match="2 weights for 1 bins"):

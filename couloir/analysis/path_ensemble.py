@@ -118,7 +118,7 @@ class PathEnsemble:
 
     @property
     def durations(self) -> Array:
-        """Time from the last frame in A to the first frame in B, (n,) ps."""
+        """Time from the last frame in A to the first frame in B, (n,) ps; of paths of fixed length, all of it."""
         return np.asarray((self.lengths - 1) * self.stride)
 
     @property
@@ -129,7 +129,7 @@ class PathEnsemble:
 
     @property
     def n_effective(self) -> float:
-        """Effectively independent decorrelated paths, judged by their durations; 0 when none is decorrelated."""
+        """Effectively independent decorrelated paths, judged by their durations (all alike: by repeats); 0 when none is decorrelated."""
         return self._n_effective(self._series(self.durations))
 
     def n_independent(self, cvs: Sequence[CollectiveVariable] = ()) -> float:

@@ -85,6 +85,8 @@ class _Shot:
     early: bool
     seeds: tuple[int, ...]
     """Of the fresh velocities and of the two halves."""
+    fixed: bool
+    """Whether its path has as many frames as the old one, and ``limit`` is their number."""
     starts: tuple[State, ...] = ()
 
     @property
@@ -92,6 +94,13 @@ class _Shot:
         """The most frames that one half may add."""
         kept = {"forward": self.frame + 1, "backward": len(self.path) - self.frame, "both": 2}
         return self.limit - kept[self.direction]
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The most frames that each half may add; where the length is fixed, how many it adds."""
+        if self.direction != "both":
+            return (self.budget,)
+        return (self.frame, len(self.path) - 1 - self.frame) if self.fixed else (self.budget, self.budget)
 
     def anchor_after(self, accepted: int | None) -> int:
         """Return the anchor when the new path is accepted with this shooting point, or (None) rejected."""
@@ -189,7 +198,7 @@ class ShootingMove:
         ensemble : what the paths must belong to, one for all or one per chain; the old ones do.  Ensembles that stop at the
             same places share one region object.
         seeds : one per chain: a trial depends on its path and seed alone.
-        max_frames : longer paths do not belong to the ensemble either.
+        max_frames : longer paths do not belong to the ensemble either; in one of fixed length, it says nothing.
         anchors : for aimless and spring moves, of each chain's last trial; None for a chain's first, whose anchor is drawn.
 
         Raises
@@ -202,13 +211,15 @@ class ShootingMove:
             raise DataError(
                 "this move needs one anchor per chain", "give anchors=[trial.anchor for trial in the last trials], None at first"
             )
-        shots = [self._aim(path, seed, max_frames, a) for path, seed, a in zip(paths, seeds, anchors or [None] * len(paths), strict=True)]
-        self._start(engine, shots)
         ensembles = list(ensemble) if isinstance(ensemble, Sequence) else [ensemble] * len(paths)
         if len(ensembles) != len(paths):
             raise DataError(f"{len(ensembles)} ensembles for {len(paths)} paths", "give one for all, or one per path")
-        stops = {id(e): e.stop for e in ensembles}
-        halves = self._run(engine, shots, [stops[id(e)] for e in ensembles])
+        by_ensemble = {id(e): e.stop for e in ensembles}
+        stops = [by_ensemble[id(e)] for e in ensembles]
+        limits = [None if stop is None else max_frames for stop in stops]
+        shots = [self._aim(*one) for one in zip(paths, seeds, limits, anchors or [None] * len(paths), strict=True)]
+        self._start(engine, shots)
+        halves = self._run(engine, shots, stops)
         evaluations = steps(paths[0].stride, engine.time_step, "stride")
         return self._judged(engine, shots, halves, ensembles, evaluations)
 
@@ -241,7 +252,7 @@ class ShootingMove:
                 "shoot two ways, or raise the friction",
             )
 
-    def _aim(self, path: Trajectory, seed: int, max_frames: int, anchor: int | None) -> _Shot:
+    def _aim(self, path: Trajectory, seed: int, max_frames: int | None, anchor: int | None) -> _Shot:
         rng = stream(seed, "shot")
         u, way, *others = rng.random(5).tolist()
         seeds = tuple(1 + int(_SEEDS * x) for x in others)
@@ -251,12 +262,15 @@ class ShootingMove:
         if anchor is None:
             raise DataError("the selector gives every frame of a path the weight zero", "make it wider, or move its center")
         there, back = self._offset(direction, rng), self._offset(direction, rng)
-        longest = self.selector.longest(len(path), u)
-        limit, early = (max_frames, False) if longest > max_frames else (math.floor(longest), True)
+        if max_frames is None:  # every path of the ensemble is as long as the old one
+            limit, early = len(path), False
+        else:
+            longest = self.selector.longest(len(path), u)
+            limit, early = (max_frames, False) if longest > max_frames else (math.floor(longest), True)
         frame = anchor + there
         if not 0 < frame < len(path) - 1:  # no shooting point: nothing is run, and the chain stays where it is
             frame, limit, early = anchor, 0, True
-        return _Shot(path, frame, anchor, back, direction, math.log(u) if u > 0 else -math.inf, limit, early, seeds)
+        return _Shot(path, frame, anchor, back, direction, math.log(u) if u > 0 else -math.inf, limit, early, seeds, max_frames is None)
 
     def _offset(self, direction: Direction, rng: np.random.Generator) -> int:
         if not self.offsets:
@@ -275,7 +289,7 @@ class ShootingMove:
             if shot.direction == "both":
                 shot.starts += (point,)
 
-    def _run(self, engine: Engine, shots: Sequence[_Shot], stops: Sequence[Region]) -> list[tuple[Trajectory, ...] | None]:
+    def _run(self, engine: Engine, shots: Sequence[_Shot], stops: Sequence[Region | None]) -> list[tuple[Trajectory, ...] | None]:
         """Return the halves of every shot, None where the old path leaves no frame for one."""
         out: list[tuple[Trajectory, ...] | None] = [None] * len(shots)
         for stop in {id(stop): stop for stop in stops}.values():
@@ -287,7 +301,7 @@ class ShootingMove:
                 propagated(
                     engine,
                     [state for i in going for state in shots[i].starts],
-                    duration=[shots[i].budget * stride for i in going for _ in shots[i].starts],
+                    duration=[budget * stride for i in going for budget in shots[i].budgets],
                     stride=stride,
                     record=None,
                     stop=stop,
@@ -332,7 +346,7 @@ class ShootingMove:
         if any(half.ended == "failed" for half in halves):
             return _Verdict("failed")
         n_new = sum(len(half) for half in halves) + shot.limit - shot.budget - (1 if shot.direction == "both" else 0)
-        if any(half.ended != "stopped" for half in halves) or n_new > shot.limit:
+        if any(half.ended != ("complete" if shot.fixed else "stopped") for half in halves) or n_new > shot.limit:
             return out_of_time
         for past, rest in _orders(shot, halves, ensemble.directed):
             frame = shot.frame if past is None else len(past)
@@ -349,7 +363,8 @@ def _orders(shot: _Shot, halves: tuple[Trajectory, ...], directed: bool) -> Iter
     """Yield which new half may be the past (as it was run; None: there is none), and the path that follows it.
 
     Velocities v and R v are drawn equally often, so either half of a two-way shot may be the past; in an ensemble that
-    has no path together with its reverse, taking the one that fits doubles the chance of every path alike.
+    has no path together with its reverse, taking the one that fits doubles the chance of every path alike.  Where the
+    length is fixed, that moves the shooting point from frame s to n - 1 - s, and the reverse move takes it back.
     """
     old, s = shot.path, shot.frame
     if shot.direction == "forward":

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from couloir.progress import progress_bar
 from couloir.sampling.engine import Engine
 from couloir.sampling.path_blocks import trials_of_steps
 from couloir.sampling.path_chains import Chains
-from couloir.sampling.path_ensembles import TransitionEnsemble
+from couloir.sampling.path_ensembles import FixedLengthEnsemble, PathSet, TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_store import PathLog, described_states
 from couloir.sampling.velocities import fresh, turned
@@ -50,6 +51,8 @@ class TransitionPathSampling:
     move : proposes and accepts paths.
     max_duration : ps; longer paths are not part of the ensemble; default ten times the longest path that a chain begins with.
         The finding ``paths-cut`` says when that matters.
+    n_frames : paths of exactly so many frames, that may be in A and B between their ends (:class:`FixedLengthEnsemble`), instead
+        of those that end when they reach A or B; then there is no ``max_duration``.
     name : prefix of what is stored, and part of every random stream.
     """
 
@@ -58,6 +61,7 @@ class TransitionPathSampling:
     region_b: Region
     move: ShootingMove = field(default_factory=ShootingMove.one_way)
     max_duration: Any = field(default=None, kw_only=True)
+    n_frames: int | None = field(default=None, kw_only=True)
     name: str = field(default="paths", kw_only=True)
 
     def run(
@@ -76,7 +80,8 @@ class TransitionPathSampling:
         Parameters
         ----------
         first : paths that lead from A to B or back (trajectories, or what :func:`reactive_seeds` returns), dealt to the
-            chains in turn; what is before the last frame in A and after the first frame in B is cut off.
+            chains in turn; what is before the last frame in A and after the first frame in B is cut off.  With ``n_frames``, the
+            first piece of that length from A to B is taken, or else a shorter one whose ends are repeated.
         n_paths : paths to sample over all chains, rejected moves counting the old path again; rounded up to whole steps.
         store : where every step is kept; a store that holds some of this run already is continued.
         run_until_decorrelated : count only paths that hold no frame of the first ones, and go on until every chain has
@@ -85,14 +90,15 @@ class TransitionPathSampling:
 
         Raises
         ------
-        DataError : a first path does not connect A and B, or is longer than ``max_duration``; strides or atoms differ; or
-            there are no paths or chains to sample; or boxes are missing in a periodic system.
+        DataError : a first path does not connect A and B, or is longer than ``max_duration`` or ``n_frames``; strides or atoms
+            differ; there are no paths or chains to sample; boxes are missing in a periodic system; or ``n_frames`` is below 3
+            or is given together with ``max_duration``.
         StoreError : the store holds another run of this name.
         """
         if n_paths < 1 or n_chains < 1:
             raise DataError(f"n_paths = {n_paths}, n_chains = {n_chains}, expected at least 1 of each")
+        ensemble = self._ensemble()
         starts, max_frames = self._first_paths(first, n_chains, seed)
-        ensemble = TransitionEnsemble(self.region_a, self.region_b)
         log = PathLog(store, self.name, self._plan(starts, max_frames, seed))
         chains = Chains(starts)
         goal = _Goal(n_paths, math.ceil(n_paths / n_chains), run_until_decorrelated)
@@ -118,6 +124,13 @@ class TransitionPathSampling:
                 log.commit()
         return chains.ensemble()
 
+    def _ensemble(self) -> PathSet:
+        if self.n_frames is None:
+            return TransitionEnsemble(self.region_a, self.region_b)
+        if self.max_duration is not None:
+            raise DataError("paths have either a fixed n_frames or a max_duration", "leave one of them out")
+        return FixedLengthEnsemble(self.region_a, self.region_b, self.n_frames)
+
     def _first_paths(self, first: Trajectory | Iterable[Trajectory], n_chains: int, seed: int) -> tuple[list[Trajectory], int]:
         """Return the first path of each chain, from A to B, and the most frames a path may have."""
         given = [first] if isinstance(first, Trajectory) else list(first)
@@ -132,6 +145,8 @@ class TransitionPathSampling:
                 "give paths with the box of every frame, as the engine makes them",
             )
         paths = [self._reactive(path, i, integer_seed(seed, "first", i)) for i, path in enumerate(given[:n_chains])]
+        if self.n_frames is not None:
+            return [paths[c % len(paths)] for c in range(n_chains)], self.n_frames
         max_frames = _TIMES * (max(map(len, paths)) - 1) + 1
         if self.max_duration is not None:
             max_frames = math.floor(round(convert(self.max_duration, "ps", "max_duration") / given[0].stride, 6)) + 1
@@ -148,16 +163,16 @@ class TransitionPathSampling:
         in_a, in_b = self.region_a.contains(path.positions), self.region_b.contains(path.positions)
         if (in_a & in_b).any():
             raise DataError(f"A ({self.region_a}) and B ({self.region_b}) overlap", "make the two states disjoint")
-        ahead, behind = connection(in_a, in_b), connection(in_b, in_a)
+        ahead, behind = _longest_up_to(self.n_frames, in_a, in_b), _longest_up_to(self.n_frames, in_b, in_a)
         found = ahead if ahead is not None else behind
         if found is None:
             never = " and ".join(name for name, inside in (("A", in_a), ("B", in_b)) if not inside.any())
             raise DataError(
                 f"first path {number} does not connect A ({self.region_a}) and B ({self.region_b})"
-                + (f": it is never in {never}" if never else ""),
+                + (f": it is never in {never}" if never else f" in {self.n_frames} frames" if self.n_frames is not None else ""),
                 "give paths that visit both states, or find some by reactive_seeds",
             )
-        if found.stop - found.start < 3:
+        if self.n_frames is None and found.stop - found.start < 3:
             raise DataError(f"first path {number} has no frame between A and B to shoot from", "keep frames more often, or shrink A and B")
         states = [path.state(i) for i in range(found.start, found.stop)]
         if not getattr(self.engine, "underdamped", True):
@@ -168,6 +183,9 @@ class TransitionPathSampling:
             states = turned(self.engine, states)[::-1]
         if not getattr(self.engine, "periodic", True):  # new dynamics will not have any
             states = [State(state.positions, state.velocities) for state in states]
+        if self.n_frames is not None:
+            missing = self.n_frames - len(states)
+            states = [states[0]] * (missing // 2) + states + [states[-1]] * (missing - missing // 2)
         return _from_states(states, path)
 
     def _plan(self, starts: Sequence[Trajectory], max_frames: int, seed: int) -> dict[str, Any]:
@@ -175,7 +193,8 @@ class TransitionPathSampling:
         for path in starts:
             for array in (path.positions, path.velocities, path.boxes):
                 total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
-        return {
+        fixed = {} if self.n_frames is None else {"n_frames": self.n_frames}
+        return fixed | {
             "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "move": described(self.move),
             "max_frames": max_frames, "n_chains": len(starts), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
             **described_states(self.region_a, self.region_b, self.move.selector),
@@ -207,7 +226,7 @@ class _Goal:
 def described(move: ShootingMove) -> str:
     """Return a move with the numbers of its selector; other settings by their kind, as their text may differ between processes."""
     settings = {
-        key: value if isinstance(value, (int, float, str)) else getattr(value, "name", type(value).__name__)
+        key: value if isinstance(value, (int, float, str, tuple)) else getattr(value, "name", type(value).__name__)
         for key, value in sorted(vars(move.selector).items())
     }
     if move.offsets:
@@ -222,6 +241,17 @@ def connection(start: npt.NDArray[np.bool_], end: npt.NDArray[np.bool_]) -> slic
     begin = int(np.flatnonzero(start)[0])
     arrival = begin + int(np.flatnonzero(end[begin:])[0])
     return slice(begin + int(np.flatnonzero(start[begin:arrival])[-1]), arrival + 1)
+
+
+def _longest_up_to(n_frames: int | None, start: npt.NDArray[np.bool_], end: npt.NDArray[np.bool_]) -> slice | None:
+    """Return the first ``n_frames`` frames from ``start`` to ``end``, or else the first connection that is not longer; None: any."""
+    if n_frames is None:
+        return connection(start, end)
+    begins = np.flatnonzero(start[: max(0, len(start) - n_frames + 1)] & end[n_frames - 1 :])
+    if len(begins):
+        return slice(int(begins[0]), int(begins[0]) + n_frames)
+    marked = pairwise(np.flatnonzero(start | end).tolist())
+    return next((slice(i, j + 1) for i, j in marked if start[i] and end[j] and j - i < n_frames), None)
 
 
 def _from_states(states: Sequence[State], like: Trajectory) -> Trajectory:

@@ -104,6 +104,77 @@ class LorentzianSelector(_OnCV):
         return _without_ends(1 / (1 + self._distance(positions) ** 2))
 
 
+@dataclass(frozen=True)
+class TabulatedSelector:
+    """Frames by a table along a CV: each bin has a weight, and values beyond the table have that of the nearest bin.
+
+    Parameters
+    ----------
+    cv : a collective variable.
+    edges : (n_bins + 1,) of the bins, increasing, in the CV's unit.
+    table : (n_bins,) weights up to a factor, all positive: a path without any weight could never be left or reached.
+
+    Raises
+    ------
+    DataError : the edges do not increase, there is not one weight per bin, or a weight is not positive and finite.
+    """
+
+    cv: CollectiveVariable
+    edges: tuple[float, ...]
+    table: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("edges", "table"):  # as numbers: what a run follows from is compared as text
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        if len(self.edges) < 2 or not (np.diff(self.edges) > 0).all():
+            raise DataError(f"the edges of the bins along {self.cv.name} do not increase")
+        if len(self.table) != len(self.edges) - 1:
+            raise DataError(f"{len(self.table)} weights for {len(self.edges) - 1} bins along {self.cv.name}")
+        if not all(0 < w < math.inf for w in self.table):
+            raise DataError("a weight in the table is not positive and finite", "raise empty bins to a small weight")
+
+    def weights(self, positions: Array) -> Array:
+        """Return the weights (n_frames,), zero for the ends."""
+        values = np.asarray(self.cv.evaluate(positions))
+        return _without_ends(np.asarray(self.table)[np.searchsorted(self.edges[1:-1], values, side="right")])
+
+    def longest(self, n_old: int, u: float) -> float:
+        """Return infinity: how much weight a path collects is not known from its length."""
+        return math.inf
+
+
+def density_ratio_selector(cv: CollectiveVariable, generated: Array, sampled: Array, bins: int = 20) -> TabulatedSelector:
+    """Return a selector of frames by q/p: how much denser points of a model are than those of dynamics, along a CV.
+
+    q and p are shares of the points in each bin after one more point was put into every bin of either (Laplace's rule), so
+    that the ratio is finite and positive everywhere.  The acceptance of a move corrects for the selection, whatever q/p is:
+    it changes how often moves are accepted and not which paths are sampled (Bolhuis & Swenson, Adv. Theory Simul. 4, 2000237
+    (2021), Eq. 13).
+
+    Parameters
+    ----------
+    cv : a collective variable.
+    generated, sampled : (n,) its values at points of the model, and at points of dynamics, in its unit.
+    bins : their number, from the least value to the largest of either; over the whole period where the CV has one.
+
+    Raises
+    ------
+    DataError : there are no values or bins, a value is not finite, or all are alike.
+    """
+    parts = [np.ravel(np.asarray(values, dtype=np.float64)) for values in (generated, sampled)]
+    together = np.concatenate(parts)
+    if bins < 1 or not all(map(len, parts)) or not np.isfinite(together).all():
+        raise DataError(f"{len(parts[0])} generated and {len(parts[1])} sampled values in {bins} bins, expected finite values of both")
+    low, high = float(together.min()), float(together.max())
+    if cv.period is not None:
+        low, high = -cv.period / 2, cv.period / 2
+    if not low < high:
+        raise DataError(f"all values of {cv.name} are {low:g}, so nothing tells frames apart", "use another collective variable")
+    edges = np.linspace(low, high, bins + 1)
+    q, p = ((np.histogram(part, edges)[0] + 1) / (len(part) + bins) for part in parts)
+    return TabulatedSelector(cv, tuple(edges.tolist()), tuple((q / p).tolist()))
+
+
 def log_probability(selector: Selector, positions: Array, frame: int) -> float:
     """Return the logarithm of the probability w_i / sum w with which ``frame`` is chosen; -inf where there is none."""
     if not 0 <= frame < len(positions):

@@ -9,12 +9,13 @@ import pytest
 from scipy import stats
 
 from couloir.cv.geometric import Coordinate
-from couloir.errors import DataError, SimulationError
+from couloir.errors import DataError, SimulationError, StoreError
 from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.path_ensembles import TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_sampling import TransitionPathSampling
-from couloir.sampling.selectors import GaussianSelector, LorentzianSelector
+from couloir.sampling.selectors import GaussianSelector, LorentzianSelector, TabulatedSelector, density_ratio_selector
+from couloir.store import Store
 from couloir.streams import stream
 from couloir.trajectory import Trajectory
 
@@ -43,7 +44,7 @@ class Walk:
         self.steps = [np.cumsum(row).tolist() for row in self.P]
 
     def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
-        inside = stop.contains(np.arange(N_SITES, dtype=float)[:, None, None])
+        inside = np.zeros(N_SITES, dtype=bool) if stop is None else stop.contains(np.arange(N_SITES, dtype=float)[:, None, None])
         out = []
         for state, time, one in zip(states, duration, seed, strict=True):
             x, frames, ended = int(state.positions[0, 0]), [], "complete"
@@ -81,6 +82,8 @@ def as_path(sites):
     return Trajectory(np.array(sites, dtype=float)[:, None, None], 1.0)
 
 
+RATIO = density_ratio_selector(X, np.repeat([1, 2, 3], [10, 50, 20]), np.repeat(np.arange(5), [90, 30, 10, 20, 50]), bins=5)
+
 MOVES = {
     "one way": ShootingMove.one_way(),
     "two way": ShootingMove.two_way(),
@@ -88,6 +91,8 @@ MOVES = {
     "aimless": ShootingMove.aimless(1),
     "spring": ShootingMove.spring(2, 0.5),
     "two way, Lorentzian": ShootingMove.two_way(LorentzianSelector(X, 3.0, 0.7)),
+    "one way, density ratio": ShootingMove.one_way(RATIO),
+    "two way, density ratio": ShootingMove.two_way(RATIO),
 }
 
 
@@ -281,3 +286,42 @@ def test_an_ensemble_says_why_a_path_is_not_its_own():
     for message, positions in cases.items():
         with pytest.raises(DataError, match=message):
             WELL_PATHS.require(Trajectory(positions, STRIDE))
+
+
+def test_a_density_ratio_is_that_of_the_shares_of_points_in_each_bin():
+    q, p = np.array([0, 10, 50, 20, 0]) + 1.0, np.array([90, 30, 10, 20, 50]) + 1.0
+    ratio = (q / q.sum()) / (p / p.sum())
+    np.testing.assert_allclose(RATIO.table, ratio, rtol=1e-14)
+    path = as_path((-3, 0, 1, 2, 3, 4, 9, 4))
+    np.testing.assert_allclose(RATIO.weights(path.positions), [0, *ratio, ratio[4], 0], rtol=1e-14)
+    chosen = [ShootingMove.one_way(RATIO)._aim(path, seed, 99, None).frame for seed in range(4000)]
+    share = np.bincount(chosen, minlength=8) / 4000
+    expected = RATIO.weights(path.positions) / RATIO.weights(path.positions).sum()
+    np.testing.assert_allclose(share, expected, atol=4.5 * 0.5 / np.sqrt(4000))
+
+
+def test_a_density_ratio_needs_points_and_a_table_positive_weights():
+    around = next(cv for cv in potentials.hidden_barrier(periodic=True).cvs() if cv.period is not None)
+    whole = density_ratio_selector(around, np.array([0.0, 0.1]), np.array([0.2]), bins=4)
+    assert whole.edges[::4] == (-around.period / 2, around.period / 2)
+    for generated, sampled in (([], [1.0]), ([1.0], [np.nan]), ([1.0], [1.0])):
+        with pytest.raises(DataError):
+            density_ratio_selector(X, np.array(generated), np.array(sampled))
+    with pytest.raises(DataError, match="not positive"):
+        TabulatedSelector(X, (0, 1, 2), (1.0, 0.0))
+    with pytest.raises(DataError, match="2 weights for 1 bins"):
+        TabulatedSelector(X, (0, 1), (1.0, 2.0))
+    with pytest.raises(DataError, match="do not increase"):
+        TabulatedSelector(X, (0, 0), (1.0,))
+
+
+def test_runs_with_other_tables_are_other_runs():
+    def sampled(table, store):
+        sampling = TransitionPathSampling(WALK, ENDS.region_a, ENDS.region_b, ShootingMove.one_way(TabulatedSelector(X, (0, 2, 4), table)))
+        return sampling.run(as_path((0, 1, 2, 3, 4)), 4, 2, seed=1, store=store)
+
+    with Store() as store:
+        sampled((1.0, 2.0), store)
+        sampled((1, 2), store)
+        with pytest.raises(StoreError, match="different move"):
+            sampled((1.0, 3.0), store)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import beta
 
 from couloir.cv import Dihedral, HarmonicBias
 from couloir.cv.region import Region
@@ -105,6 +106,17 @@ class Waiting:
     def force_evaluations(self) -> float:
         """Force evaluations per arrival; a lower bound at 95 % confidence, time / 3, where nothing arrived."""
         return self.time / (self.arrivals or 3) / TIME_STEP
+
+    def at_least(self, found: int, force_evaluations: float) -> float:
+        """Return how many times fewer force evaluations than these took paths of which ``found`` were found, at 95 % confidence.
+
+        Both counts are Poisson's, so that given their sum the one is binomial (Przyborowski & Wilenski, Biometrika 31, 313 (1940)): it
+        holds without any arrival.
+        """
+        if not found:
+            return 0.0
+        share = float(beta.ppf(0.05, found, self.arrivals + 1))
+        return share / (1.0 - share) * self.time / TIME_STEP / force_evaluations
 
     def __str__(self) -> str:
         return f"{self.arrivals} arrivals in {self.time / 1000:.3g} ns{'' if self.arrivals else ': a lower bound'}"

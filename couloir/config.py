@@ -177,6 +177,15 @@ class PathModelTable(_Table):
     width: PositiveInt | None = None
 
 
+class SelectTable(_Table):
+    """``[paths.select]``: where along a CV paths are shot from rather."""
+
+    cv: str
+    center: float | str
+    width: float | str
+    shape: Literal["gaussian", "lorentzian"] = "lorentzian"
+
+
 class PathsTable(_Table):
     """``[paths]``: reactive paths from one region to another."""
 
@@ -185,7 +194,10 @@ class PathsTable(_Table):
     n_paths: PositiveInt
     n_chains: PositiveInt = 4
     committor: PositiveInt | None = None
-    move: Literal["one-way", "two-way"] = "one-way"
+    move: Literal["one-way", "two-way", "aimless", "spring"] = "one-way"
+    reach: PositiveInt | None = None
+    stiffness: Annotated[float, Field(gt=0)] | None = None
+    select: SelectTable | None = None
     stride: Time | None = None
     max_duration: Time | None = None
     first_path: Literal["steered", "high_temperature", "inpainting", "file"] = "steered"
@@ -195,11 +207,15 @@ class PathsTable(_Table):
     model: PathModelTable | None = None
 
     @model_validator(mode="after")
-    def _what_the_first_path_needs(self) -> PathsTable:
+    def _what_belongs_together(self) -> PathsTable:
         owners = {"files": "file", "temperature": "high_temperature", "kT": "high_temperature", "model": "inpainting"}
         for key, owner in owners.items():
             if key in self.model_fields_set and self.first_path != owner:
                 raise ValueError(f'{key} belongs to first_path = "{owner}", not to "{self.first_path}": leave it out, or change first_path')
+        for key, moves in (("reach", ("aimless", "spring")), ("stiffness", ("spring",))):
+            if key in self.model_fields_set and self.move not in moves:
+                text = " or ".join(f'"{move}"' for move in moves)
+                raise ValueError(f'{key} belongs to move = {text}, not to "{self.move}": leave it out, or change move')
         if self.first_path == "file" and not self.files:
             raise ValueError('first_path = "file" needs files = ["path.dcd"]')
         return self

@@ -18,10 +18,10 @@ from couloir.run import Run
 from couloir.sampling.chunks import ChunkedRun
 from couloir.sampling.guides import Guides, first_paths, heated, steer
 from couloir.sampling.path_chains import Chains
-from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_sampling import TransitionPathSampling
 from couloir.sampling.path_store import PathLog, packed, unpacked
 from couloir.sampling.path_tree import Branch, stored_tree
+from couloir.shooting import move_of
 from couloir.streams import integer_seed
 from couloir.trajectory import Array, State, Trajectory
 from couloir.transition_states import shoot_candidates
@@ -42,7 +42,6 @@ HOTTER = 2.0
 """Times the temperature, for first paths at a high temperature by default."""
 _HOT_FRAMES = 50_000  # of a hot run, at most
 _FIRST, _ABOUT, _BASINS = "first-paths", "first-paths/about", "paths-basins"
-_MOVES = {"one-way": ShootingMove.one_way, "two-way": ShootingMove.two_way}
 
 
 def sample_paths(run: Run, engine: Any, start: State, cvs: dict[str, CollectiveVariable], explored: Array, say: Say) -> PathEnsemble:
@@ -64,7 +63,7 @@ def sample_paths(run: Run, engine: Any, start: State, cvs: dict[str, CollectiveV
     if run.store.count(_FIRST) == 0:
         _find_first(run, engine, start, a, b, explored, say)
     first = load_first(run, engine)
-    sampling = TransitionPathSampling(engine, a, b, _MOVES[table.move](), max_duration=table.max_duration, name=NAME)
+    sampling = TransitionPathSampling(engine, a, b, move_of(table, cvs), max_duration=table.max_duration, name=NAME)
     paths = sampling.run(
         first, table.n_paths, table.n_chains, seed=integer_seed(run.config.seed, NAME), store=run.store, run_until_decorrelated=True
     )

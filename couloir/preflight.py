@@ -14,6 +14,7 @@ from couloir.paths_stage import STRIDE_STEPS
 from couloir.rates_stage import limits_of
 from couloir.sampling.engine import steps
 from couloir.sampling.guides import place_in
+from couloir.shooting import move_of
 
 
 def check(config: RunConfig, engine: Any, cvs: Mapping[str, CollectiveVariable]) -> None:
@@ -88,6 +89,7 @@ def _check_paths(table: PathsTable, cvs: Mapping[str, CollectiveVariable], engin
     a, b = (_naming(f"paths.{key}", Region.parse, text, cvs) for key, text in (("from", table.region_a), ("to", table.region_b)))
     for key, region in (("from", a), ("to", b)):
         _naming(f"paths.{key}", place_in, region, region, {cv.name: 0.0 for cv in region.cvs})
+    move_of(table, cvs)
     if table.kT is not None and engine.topology is not None:
         raise ConfigError("paths.kT belongs to toy systems", "set paths.temperature for a molecule")
     if table.temperature is not None and engine.topology is None:

@@ -19,8 +19,11 @@ from couloir.paths_stage import stored_paths, stored_steps
 from couloir.run import Run
 from couloir.sampling import ToyEngine, potentials
 from couloir.sampling.guides import Guides, first_paths, place_in, steer
+from couloir.sampling.path_moves import ShootingMove
+from couloir.sampling.path_sampling import described
 from couloir.sampling.path_store import PathLog
 from couloir.sampling.reactive import ReactiveSeeds
+from couloir.sampling.selectors import GaussianSelector, LorentzianSelector
 from couloir.status import status_table
 from couloir.store import Store
 from couloir.trajectory import State
@@ -32,6 +35,7 @@ n_paths = 60
 move = "two-way"
 """
 )
+X = Coordinate(0, "x")
 ALANINE = """
 [system]
 name = "alanine_dipeptide"
@@ -231,6 +235,23 @@ def test_generated_paths_that_fail_the_gates_are_shot_from_and_what_fails_counts
     assert about["force_evaluations"] > 20 / 0.002 + (0 if connect else 12_345)
 
 
+@pytest.mark.parametrize(
+    ("asked", "move"),
+    [
+        ('move = "aimless"', ShootingMove.aimless(5)),
+        ('move = "aimless"\nreach = 2', ShootingMove.aimless(2)),
+        ('move = "spring"\nstiffness = 0.3', ShootingMove.spring(10, 0.3)),
+        ('select = { cv = "x", center = 0.1, width = "0.3" }', ShootingMove.one_way(LorentzianSelector(X, 0.1, 0.3))),
+        ('move = "two-way"\nselect = { cv = "x", center = 0, width = 0.3, shape = "gaussian" }',
+         ShootingMove.two_way(GaussianSelector(X, 0.0, 0.3))),
+    ],
+)  # fmt: skip
+def test_a_run_file_chooses_the_move_and_where_it_shoots_from(tmp_path, asked, move):
+    assert start(tmp_path, edited(TOY, ("n_paths = 60", "n_paths = 4"), ('move = "two-way"', asked))) == 0
+    with Run.open(tmp_path / "toy.run") as run:
+        assert run.store.get("paths/plan")["move"] == described(move)
+
+
 def test_a_molecule_gets_paths_and_dcd_files(tmp_path):
     (tmp_path / "ala.toml").write_text(ALANINE)
     assert couloir("run", tmp_path / "ala.toml") == 0
@@ -257,6 +278,10 @@ MISTAKES = {
         [("n_paths", 'first_path = "high_temperature"\ntemperature = "600 K"\nn_paths')],
         ["paths.temperature", "paths.kT"],
     ),
+    "reach of another move": ([("n_paths", "reach = 3\nn_paths")], ["reach belongs to move", "aimless", '"two-way"']),
+    "stiffness of another move": ([('move = "two-way"', 'move = "aimless"\nstiffness = 1.0')], ["stiffness belongs to move", "spring"]),
+    "selected along nothing": ([('move = "two-way"', 'select = { cv = "z", center = 0, width = 1 }')], ["paths.select.cv", "'z'"]),
+    "selected nowhere": ([('move = "two-way"', 'select = { cv = "x", center = 0, width = 0 }')], ["paths.select.width", "positive"]),
     "no paths": ([("n_paths = 60", "n_paths = 0")], ["paths.n_paths = 0", "greater than 0"]),
 }
 

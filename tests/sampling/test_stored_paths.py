@@ -90,12 +90,8 @@ def test_an_interrupted_run_goes_on_without_its_first_paths(tmp_path, engine):
         same(sampling(engine).run(None, 90, 3, seed=7, store=store), whole)
         same(sampling(engine).run(given(), 90, 3, seed=7, store=store), whole)
         assert store.count("paths/first") == 1
-        assert store.chunk("paths/first", 0)["lengths"].tolist() == [len(p) for p in whole.paths[:1]] + [_length(whole, 1)]
+        assert store.chunk("paths/first", 0)["which"].tolist() == [0, 1, 0]
     assert whole.outcomes["accepted"].sum() > 0
-
-
-def _length(paths, chain):
-    return len(paths.paths[int(np.flatnonzero((paths.chain == chain) & (paths.step == 0))[0])])
 
 
 def test_first_paths_that_differ_in_a_bit_are_refused_and_the_stored_ones_offered():
@@ -106,7 +102,7 @@ def test_first_paths_that_differ_in_a_bit_are_refused_and_the_stored_ones_offere
     with pytest.raises(StoreError, match=r"different first\)") as caught:
         sampling().run([Trajectory(moved, 2e-2), given()[1]], 9, 3, seed=7, store=store)
     assert "first=None" in str(caught.value)
-    with pytest.raises(StoreError, match="different .*n_chains"):
+    with pytest.raises(StoreError, match=r"different .*n_chains"):
         sampling().run(None, 9, 2, seed=7, store=store)
     with pytest.raises(StoreError, match="different seed") as caught:
         sampling().run(None, 9, 3, seed=8, store=store)
@@ -161,6 +157,16 @@ def test_a_store_without_first_paths_says_what_to_give_and_goes_on_with_it():
     same(sampling().run(given(), 60, 3, seed=7, store=old), sampling().run(given(), 60, 3, seed=7))
     same(sampling().run(None, 90, 3, seed=7, store=old), whole)  # it has them now
     same(stored_ensemble(old), whole)
+
+
+def test_first_paths_of_a_run_that_was_killed_before_it_began_are_replaced():
+    store, stale = Store(), Store()
+    sampling().run(straight(n=50), 3, 3, seed=7, store=stale)
+    store.append({"paths/first": stale.chunk("paths/first", 0)})  # the plan, which is written next, is not there
+    with pytest.raises(DataError, match="the store holds no run"):
+        sampling().run(None, 9, 3, seed=7, store=store)
+    sampling().run(given(), 9, 3, seed=7, store=store)
+    same(sampling().run(None, 30, 3, seed=7, store=store), sampling().run(given(), 30, 3, seed=7))
 
 
 def test_nothing_to_start_from_is_said():

@@ -1,8 +1,8 @@
 """Interface sampling in a store without the frames of every path: the last path of each ensemble, and of all others what was noted.
 
-A molecule's paths take gigabytes, and only the last ones are needed to go on (the first ones are kept once, as ``"<name>/first"``).  Each commit appends what was noted of the cycles since
-the one before (``"<name>/rows"``), and replaces where all sets stand (``"<name>/stand"``), in one transaction.  A cycle that was
-interrupted is done again from its seed.
+A molecule's paths take gigabytes, and only the last ones are needed to go on; the first ones are kept once (``"<name>/first"``).  Each
+commit appends what was noted of the cycles since the one before (``"<name>/rows"``), and replaces where all sets stand
+(``"<name>/stand"``), in one transaction.  A cycle that was interrupted is done again from its seed.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from couloir.errors import ConfigError, CouloirError, DataError, Finding, ModelE
 from couloir.run import Run
 from couloir.sampling.chunks import ChunkedRun
 from couloir.sampling.guides import Guides, first_paths, heated, steer
-from couloir.sampling.path_chains import Chains
+from couloir.sampling.path_chains import played_back
 from couloir.sampling.path_sampling import TransitionPathSampling
-from couloir.sampling.path_store import PathLog, packed, unpacked
+from couloir.sampling.path_store import holds_first, kept_first, packed, unpacked
 from couloir.sampling.path_tree import Branch, stored_tree
 from couloir.shooting import move_of
 from couloir.streams import integer_seed
@@ -111,10 +111,7 @@ def stored_paths(run: Run, engine: Any) -> PathEnsemble | None:
     plan = run.store.get(f"{NAME}/plan")
     if plan is None or not run.store.count(_FIRST) or not run.store.count(f"{NAME}/steps"):
         return None
-    chains = Chains(_starts(run, engine, plan))
-    for trials in PathLog(run.store, NAME, plan).replay(chains.paths):
-        chains.apply(trials)
-    return chains.ensemble()
+    return played_back(run.store, NAME, _starts(run, engine, plan))
 
 
 def stored_branches(run: Run, engine: Any) -> list[Branch]:
@@ -124,6 +121,8 @@ def stored_branches(run: Run, engine: Any) -> list[Branch]:
 
 def _starts(run: Run, engine: Any, plan: dict[str, Any]) -> list[Trajectory]:
     """Return the path that each chain was started from."""
+    if holds_first(run.store, NAME):
+        return kept_first(run.store, NAME, engine.topology)[0]
     first = load_first(run, engine)
     return [first[c % len(first)] for c in range(plan["n_chains"])]
 

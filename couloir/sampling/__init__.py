@@ -40,6 +40,7 @@ _HOMES = {
     "sample_model": "model_samples",
     "score_paths": "path_scores",
     "seed_windows": "seeding",
+    "stored_ensemble": "path_chains",
     "two_way_shots": "shots",
     "with_windows": "model_samples",
 }

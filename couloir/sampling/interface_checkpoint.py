@@ -1,8 +1,8 @@
 """Interface sampling in a store without the frames of every path: the last path of each ensemble, and of all others what was noted.
 
-A molecule's paths take gigabytes, and only the last ones are needed to go on.  Each commit appends what was noted of the cycles since
-the one before (``"<name>/rows"``), and replaces where all sets stand (``"<name>/stand"``), in one transaction.  A cycle that was
-interrupted is done again from its seed.
+A molecule's paths take gigabytes, and only the last ones are needed to go on; the first ones are kept once (``"<name>/first"``).  Each
+commit appends what was noted of the cycles since the one before (``"<name>/rows"``), and replaces where all sets stand
+(``"<name>/stand"``), in one transaction.  A cycle that was interrupted is done again from its seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from couloir.errors import StoreError
 from couloir.sampling.interface_sets import InterfaceSets, Rows, Snapshot
-from couloir.sampling.path_store import COMMIT_SECONDS, described_cv, keep_plan, packed, unpacked
+from couloir.sampling.path_store import COMMIT_SECONDS, First, described_cv, keep_plan, packed, unpacked
 from couloir.store import Arrays, Store, text_array, text_value
 
 _SHARE = 20
@@ -31,17 +31,18 @@ class Checkpoints:
     name : prefix of the series.
     plan : everything that the run follows from, as JSON.
     sets : stand where the store says from now on, if it holds anything.
+    first : what they started from, to be kept.
 
     Raises
     ------
     StoreError : the store holds a run of this name that follows from something else, or its cycles are not in order.
     """
 
-    def __init__(self, store: Store, name: str, plan: dict[str, Any], sets: InterfaceSets) -> None:
+    def __init__(self, store: Store, name: str, plan: dict[str, Any], sets: InterfaceSets, first: First | None = None) -> None:
         self._store, self._sets = store, sets
         self._rows, self._stand = f"{name}/rows", f"{name}/stand"
         described = {cv.name: described_cv(cv) for cv in sets.record}
-        keep_plan(store, name, {**plan, "frames": "of the last paths", "record": described})
+        keep_plan(store, name, {**plan, "frames": "of the last paths", "record": described}, first=first)
         self._last, self._committed, self._wait, self._stored = sets.snapshot(), perf_counter(), COMMIT_SECONDS, 0
         if store.count(self._stand):
             self._take()

@@ -16,7 +16,6 @@ Step k follows from the paths after step k-1 and a seed derived from (seed, name
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,10 +41,10 @@ from couloir.sampling.interface_ensembles import (
 )
 from couloir.sampling.interface_placement import Pilot, boundary, place
 from couloir.sampling.interface_sets import InterfaceSets
-from couloir.sampling.interface_starts import dealt, evenly, free_of_first, with_velocities
+from couloir.sampling.interface_starts import begun, evenly, free_of_first, with_velocities
 from couloir.sampling.path_moves import Reason, ShootingMove, Trial
 from couloir.sampling.path_sampling import OnProgress, described
-from couloir.sampling.path_store import PathLog, bare, described_states
+from couloir.sampling.path_store import PathLog, bare, described_states, paths_digest
 from couloir.sampling.velocities import turned, turned_paths
 from couloir.store import Store
 from couloir.streams import integer_seed, stream
@@ -198,7 +197,8 @@ class TransitionInterfaceSampling:
         Parameters
         ----------
         first : trajectories at one stride, of which every ensemble takes what belongs to it: a path from A to B is enough,
-            and so is what :func:`initial_paths` returns.  Default: those that came with the sampling.
+            and so is what :func:`initial_paths` returns.  Default: the paths that the store holds of a run that was begun before,
+            or else those that came with the sampling.
         n_cycles : how many; with ``relative_error`` the most, by default 20000.
         relative_error : go on until the standard error of the logarithm of the rate is this small and at least 8 blocks of every
             ensemble tell it; looked at after 100 cycles, and whenever there are half as many more.
@@ -207,7 +207,7 @@ class TransitionInterfaceSampling:
             fewer than it takes until no path of any set holds a frame of them; a finding ``first-path-remains`` says when some still do.
         keep_paths : whether the paths themselves are returned.
         record : CVs whose values along the paths are returned, for :func:`couloir.analysis.reweighted_paths`.
-        store : where every step is kept; a store that holds some of this run already is continued.
+        store : where first paths and every step are kept; a store that holds some of this run already is continued.
         keep_frames : whether the store keeps all frames of all paths, which may be gigabytes for a molecule.  Without, it keeps the
             last path of every ensemble, and of all others the values of CVs in ``record``, which cannot be changed then.
         on_progress : called with the cycles done and asked for.
@@ -221,7 +221,7 @@ class TransitionInterfaceSampling:
         ------
         DataError : ``first`` has no path for some ensemble, or A does not end at the first interface, which may show only once
             a path leaves A elsewhere.
-        StoreError : the store holds another run of this name.
+        StoreError : the store holds another run of this name, or one without the first paths that are to be taken from it.
         """
         if n_cycles is None:
             if relative_error is None:
@@ -233,15 +233,14 @@ class TransitionInterfaceSampling:
             )
         if relative_error is not None and relative_error <= 0:
             raise DataError(f"relative_error = {relative_error}, expected a positive number")
-        given = list(self.first) if first is None else [first] if isinstance(first, Trajectory) else list(first)
         if keep_paths and store is not None and not keep_frames:
             raise DataError("keep_paths needs all frames, which the store is not to keep", "leave out keep_frames=False")
-        starts, spent = dealt(self, given, n_sets, seed)
+        starts, spent = begun(self, first, n_sets, seed, store)
         plan = self.plan(starts, n_sets, seed)
         sets = InterfaceSets(self, starts, n_sets, keep_paths, record)
         sets.force_evaluations = spent
-        last = None if keep_frames or store is None else Checkpoints(store, self.name, plan, sets)
-        log = PathLog(store if last is None else None, self.name, plan)
+        last = None if keep_frames or store is None else Checkpoints(store, self.name, plan, sets, (starts, spent))
+        log = PathLog(store if last is None else None, self.name, plan, (starts, spent))
         stored, done = log.replay(sets.paths), len(sets.steps)
         look = FIRST_LOOK
         while look < done:
@@ -345,14 +344,10 @@ class TransitionInterfaceSampling:
 
     def plan(self, starts: Sequence[Trajectory], n_sets: int, seed: int) -> dict[str, Any]:
         """Return everything that a run follows from, as JSON."""
-        total = hashlib.sha256()
-        for path in starts:
-            for array in (path.positions, path.velocities, path.boxes):
-                total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
         return {
             "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "along": self.along.to_dict(),
             "interfaces": list(self.interfaces), "move": described(self.move), "shots": self.shots, "n_sets": n_sets, "seed": seed,
-            "swaps": "all permutations" if self.swaps else False, "first": total.hexdigest(),
+            "swaps": "all permutations" if self.swaps else False, "first": paths_digest(starts),
             "max_frames": self.max_frames(starts[0].stride), "stride": starts[0].stride,
             **described_states(self.region_a, self.region_b, self.move.selector),
         }  # fmt: skip

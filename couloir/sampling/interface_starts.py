@@ -5,19 +5,20 @@ The latter by dynamics that leaves A, then shots that come farther and farther.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from couloir.errors import DataError, SimulationError
+from couloir.errors import DataError, SimulationError, StoreError
 from couloir.sampling.dragging import propagated
 from couloir.sampling.engine import Engine, steps
 from couloir.sampling.interface_ensembles import CrossingEnsemble, departures, excursions, require_boundary
 from couloir.sampling.path_moves import ShootingMove
-from couloir.sampling.path_store import bare
+from couloir.sampling.path_store import First, bare, holds_first, kept_first
 from couloir.sampling.velocities import fresh, has_velocities, turned_paths
+from couloir.store import Store
 from couloir.streams import integer_seed
 from couloir.trajectory import State, Trajectory
 from couloir.units import convert
@@ -170,6 +171,29 @@ def _shot(sampling: TransitionInterfaceSampling, chains: list[Trajectory], level
 
 def _tops(sampling: TransitionInterfaceSampling, paths: list[Trajectory]) -> np.ndarray:
     return np.array([sampling.along.evaluate(path.positions).max() for path in paths])
+
+
+def begun(
+    sampling: TransitionInterfaceSampling, first: Trajectory | Iterable[Trajectory] | None, n_sets: int, seed: int, store: Store | None
+) -> First:
+    """Return what :func:`dealt` makes of given paths; where none are given, what the store holds of it, or of those of the sampling.
+
+    Raises
+    ------
+    DataError : there are no first paths, or some ensemble has none.
+    StoreError : the store's run has other sets or ensembles, or was written before first paths were kept and ``sampling`` has none.
+    """
+    if first is not None or (sampling.first and not holds_first(store, sampling.name)):
+        given = list(sampling.first) if first is None else [first] if isinstance(first, Trajectory) else list(first)
+        return dealt(sampling, given, n_sets, seed)
+    starts, spent = kept_first(store, sampling.name, sampling.engine.topology)
+    if len(starts) != n_sets * len(sampling.ensembles):
+        raise StoreError(
+            f"the store holds {len(starts)} first paths of {sampling.name!r}, not one for each of {n_sets} sets of "
+            f"{len(sampling.ensembles)} ensembles",
+            "use the same n_sets and interfaces, or a new store",
+        )
+    return starts, spent
 
 
 def dealt(sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], n_sets: int, seed: int) -> tuple[list[Trajectory], int]:

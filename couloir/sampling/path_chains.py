@@ -1,24 +1,58 @@
-"""Chains of paths as they are moved: what a runner of path sampling keeps from step to step."""
+"""Chains of paths as they are moved: what a runner of path sampling keeps from step to step, and what a store tells of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from couloir.analysis.path_ensemble import PathEnsemble
-from couloir.errors import Finding
+from couloir.errors import Finding, StoreError
 from couloir.sampling.engine import Engine
 from couloir.sampling.path_ensembles import PathSet
 from couloir.sampling.path_moves import ShootingMove, Trial
-from couloir.sampling.path_store import REASONS, bare
+from couloir.sampling.path_store import REASONS, PathLog, bare, kept_first
+from couloir.store import Store
 from couloir.trajectory import Trajectory
 
 IntArray = npt.NDArray[np.int64]
 
 CUT = 0.05
 """Share of trials beyond the maximum length, among those and the accepted ones, above which a finding says so."""
+
+
+def stored_ensemble(store: Store, name: str = "paths", topology: Any = None) -> PathEnsemble:
+    """Return every path that transition path sampling has visited so far, from the store that it writes to.
+
+    This is what :meth:`couloir.sampling.TransitionPathSampling.run` would return after the steps that are stored.  Nothing is
+    simulated and nothing is written, and the store may be that of a run which is still going on.
+
+    Parameters
+    ----------
+    name : of the sampling.
+    topology : mdtraj topology of the paths, which a store does not hold; such as ``engine.topology``.
+
+    Raises
+    ------
+    DataError : there is no run of this name.
+    StoreError : the run has no steps yet, is of another kind, or was stored before first paths were kept.
+    """
+    starts, _ = kept_first(store, name, topology)
+    if "n_chains" not in store.get(f"{name}/plan"):
+        raise StoreError(f"the run called {name!r} is not one of transition path sampling", "name one that is")
+    if not store.count(f"{name}/steps"):
+        raise StoreError(f"the run called {name!r} has no steps yet", "wait until it has taken some, or go on with it")
+    return played_back(store, name, starts)
+
+
+def played_back(store: Store, name: str, starts: Sequence[Trajectory]) -> PathEnsemble:
+    """Return every path that chains from ``starts`` have visited according to a store."""
+    chains = Chains(starts)
+    for trials in PathLog(store, name, store.get(f"{name}/plan")).replay(chains.paths):
+        chains.apply(trials)
+    return chains.ensemble()
 
 
 class Chains:

@@ -7,7 +7,6 @@ Phys. 123, 1 (2002); Bolhuis, Dellago, Rev. Comput. Chem. 27, 111 (2010)).
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from couloir.sampling.path_blocks import trials_of_steps
 from couloir.sampling.path_chains import Chains
 from couloir.sampling.path_ensembles import FixedLengthEnsemble, PathSet, TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
-from couloir.sampling.path_store import PathLog, described_states
+from couloir.sampling.path_store import PathLog, described_states, kept_first, paths_digest
 from couloir.sampling.velocities import fresh, turned
 from couloir.store import Store
 from couloir.streams import integer_seed
@@ -66,7 +65,7 @@ class TransitionPathSampling:
 
     def run(
         self,
-        first: Trajectory | Iterable[Trajectory],
+        first: Trajectory | Iterable[Trajectory] | None,
         n_paths: int,
         n_chains: int = 4,
         *,
@@ -81,9 +80,10 @@ class TransitionPathSampling:
         ----------
         first : paths that lead from A to B or back (trajectories, or what :func:`reactive_seeds` returns), dealt to the
             chains in turn; what is before the last frame in A and after the first frame in B is cut off.  With ``n_frames``, the
-            first piece of that length from A to B is taken, or else a shorter one whose ends are repeated.
+            first piece of that length from A to B is taken, or else a shorter one whose ends are repeated.  None: those that the
+            store holds of a run that was begun before, frame by frame.
         n_paths : paths to sample over all chains, rejected moves counting the old path again; rounded up to whole steps.
-        store : where every step is kept; a store that holds some of this run already is continued.
+        store : where first paths and every step are kept; a store that holds some of this run already is continued.
         run_until_decorrelated : count only paths that hold no frame of the first ones, and go on until every chain has
             left its first path; a finding says so when that fails after ten times as many steps.
         on_progress : called with the paths sampled and asked for, after every step.
@@ -91,15 +91,16 @@ class TransitionPathSampling:
         Raises
         ------
         DataError : a first path does not connect A and B, or is longer than ``max_duration`` or ``n_frames``; strides or atoms
-            differ; there are no paths or chains to sample; boxes are missing in a periodic system; or ``n_frames`` is below 3
-            or is given together with ``max_duration``.
-        StoreError : the store holds another run of this name.
+            differ; there are no paths or chains to sample, or no first paths; boxes are missing in a periodic system; or
+            ``n_frames`` is below 3 or is given together with ``max_duration``.
+        StoreError : the store holds another run of this name, or one without the first paths that are to be taken from it.
         """
         if n_paths < 1 or n_chains < 1:
             raise DataError(f"n_paths = {n_paths}, n_chains = {n_chains}, expected at least 1 of each")
         ensemble = self._ensemble()
-        starts, max_frames = self._first_paths(first, n_chains, seed)
-        log = PathLog(store, self.name, self._plan(starts, max_frames, seed))
+        given = first if first is not None else kept_first(store, self.name, self.engine.topology)[0]
+        starts, max_frames = self._first_paths(given, n_chains, seed)
+        log = PathLog(store, self.name, self._plan(starts, max_frames, seed), (starts, 0))
         chains = Chains(starts)
         goal = _Goal(n_paths, math.ceil(n_paths / n_chains), run_until_decorrelated)
         with progress_bar(self.name, n_paths, "paths") as bar:
@@ -189,14 +190,10 @@ class TransitionPathSampling:
         return _from_states(states, path)
 
     def _plan(self, starts: Sequence[Trajectory], max_frames: int, seed: int) -> dict[str, Any]:
-        total = hashlib.sha256()
-        for path in starts:
-            for array in (path.positions, path.velocities, path.boxes):
-                total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
         fixed = {} if self.n_frames is None else {"n_frames": self.n_frames}
         return fixed | {
             "dynamics": self.engine.digest(), "A": str(self.region_a), "B": str(self.region_b), "move": described(self.move),
-            "max_frames": max_frames, "n_chains": len(starts), "stride": starts[0].stride, "seed": seed, "first": total.hexdigest(),
+            "max_frames": max_frames, "n_chains": len(starts), "stride": starts[0].stride, "seed": seed, "first": paths_digest(starts),
             **described_states(self.region_a, self.region_b, self.move.selector),
         }  # fmt: skip
 

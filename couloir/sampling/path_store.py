@@ -1,7 +1,7 @@
 """What path sampling writes down: every trial, and of an accepted path only the frames that its parent does not have.
 
 One chunk of the series ``"<name>/steps"`` holds some consecutive steps of all chains.  Reading plays the trials back
-onto the first paths, so what comes back is bit for bit what was sampled.
+onto the first paths, which ``"<name>/first"`` holds, so what comes back is bit for bit what was sampled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ REASONS: tuple[Reason, ...] = ("accepted", "ensemble", "acceptance", "max length
 """What can become of a trial."""
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
 _KEPT = ("positions", "velocities", "boxes")
-
+First = tuple[list[Trajectory], int]
+"""The path that each chain (or each ensemble of each set) starts from, and the steps of dynamics it took to make some of them."""
 
 ADDED = ("cvs", "limits")
 """What plans of older stores do not say."""
@@ -55,12 +56,59 @@ def described_states(region_a: Region, region_b: Region, selector: Any = None) -
     return {"cvs": cvs, "limits": all_limits(region_a, region_b)}
 
 
-def keep_plan(store: Store, name: str, plan: dict[str, Any], what: str = "paths") -> None:
+def paths_digest(paths: Sequence[Trajectory]) -> str:
+    """Return a SHA-256 of the frames of paths, in their order."""
+    total = hashlib.sha256()
+    for path in paths:
+        for name in _KEPT:
+            array = getattr(path, name)
+            total.update(b"-" if array is None else f"{array.shape}".encode() + array.tobytes())
+    return total.hexdigest()
+
+
+def _first_chunk(starts: Sequence[Trajectory], spent: int) -> Arrays | None:
+    """Return the paths that a run starts from as the arrays of one chunk, each of them once; None where only some have boxes."""
+    if any(len({getattr(path, name) is None for path in starts}) > 1 for name in _KEPT):
+        return None  # neither can the steps that follow be read back
+    distinct = {id(path): path for path in starts}
+    number = {key: i for i, key in enumerate(distinct)}
+    which = np.array([number[id(path)] for path in starts], dtype=np.int64)
+    return packed(list(distinct.values()), which=which, stride=np.array([starts[0].stride]), spent=np.array([spent], dtype=np.int64))
+
+
+def holds_first(store: Store | None, name: str) -> bool:
+    """Return whether a store holds a run of this name with the paths that it started from."""
+    return store is not None and store.get(f"{name}/plan") is not None and store.count(f"{name}/first") > 0
+
+
+def kept_first(store: Store | None, name: str, topology: Any) -> First:
+    """Return what a stored run started from.
+
+    Raises
+    ------
+    DataError : there is no store, or no run of this name in it.
+    StoreError : the store was written before first paths were kept.
+    """
+    if store is None or store.get(f"{name}/plan") is None:
+        where = "" if store is None else f", and the store holds no run called {name!r}"
+        raise DataError(f"there are no first paths{where}", "give some, which reactive_seeds or initial_paths find, or the store of a run")
+    if not holds_first(store, name):
+        raise StoreError(
+            f"the store holds a run called {name!r}, but not the paths that it started from",
+            "call run with first=, the very paths that it was begun with: they are kept from then on",
+        )
+    data = store.chunk(f"{name}/first", 0)
+    distinct = unpacked(data, float(data["stride"][0]), topology)
+    return [distinct[i] for i in data["which"]], int(data["spent"][0])
+
+
+def keep_plan(store: Store, name: str, plan: dict[str, Any], what: str = "paths", first: First | None = None) -> None:
     """Write down what a run follows from, where that is not there yet.
 
     Parameters
     ----------
     what : the run makes, as an error names it.
+    first : what it starts from; kept before the plan is, so that no plan is without.
 
     Raises
     ------
@@ -68,12 +116,19 @@ def keep_plan(store: Store, name: str, plan: dict[str, Any], what: str = "paths"
     """
     plan = json.loads(json.dumps(plan))  # as it is stored: a tuple of atoms is a list there
     stored = store.get(f"{name}/plan")
-    if stored is None:
-        store[f"{name}/plan"] = plan
     plan = {key: value for key, value in plan.items() if stored is None or key in stored or key not in ADDED}
     if stored is not None and stored != plan:
         changed = ", ".join(key for key in {**stored, **plan} if plan.get(key) != stored.get(key))
-        raise StoreError(f"the store holds other {what} called {name!r} (different {changed})", "use a new store, or ask for the same run")
+        held = " (first=None takes the first paths that it holds)" if "first" in changed.split(", ") and holds_first(store, name) else ""
+        fix = f"use a new store, or ask for the same run{held}"
+        raise StoreError(f"the store holds other {what} called {name!r} (different {changed})", fix)
+    series = f"{name}/first"
+    if first is not None and (stored is None or not store.count(series)):
+        chunk = _first_chunk(*first)
+        if chunk is not None:
+            store.append({series: chunk}, replace=(series,))
+    if stored is None:
+        store[f"{name}/plan"] = plan
 
 
 class PathLog:
@@ -84,18 +139,19 @@ class PathLog:
     store : where; None writes nothing.
     name : prefix of the series.
     plan : everything the trials follow from, as JSON.
+    first : what the chains start from, to be kept; None where those who read have it.
 
     Raises
     ------
     StoreError : the store holds trials under this name that follow from something else.
     """
 
-    def __init__(self, store: Store | None, name: str, plan: dict[str, Any]) -> None:
+    def __init__(self, store: Store | None, name: str, plan: dict[str, Any], first: First | None = None) -> None:
         self._store, self._series = store, f"{name}/steps"
         self._steps: list[list[tuple[Trial, Arrays]]] = []
         self._begin, self._committed = 0, perf_counter()
         if store is not None:
-            keep_plan(store, name, plan)
+            keep_plan(store, name, plan, first=first)
 
     def replay(self, paths: list[Trajectory]) -> Iterator[list[Trial]]:
         """Yield the trials of each stored step.

@@ -103,6 +103,17 @@ def test_what_the_store_holds_is_what_was_sampled(finished):
         same(stored_paths(run, build_engine(run)[0]), PathEnsemble.load(finished / "toy.run/results/paths.npz"))
 
 
+def test_a_run_written_before_chains_kept_their_first_paths_is_read_by_its_own(mine):
+    from couloir.build import build_engine
+
+    with Store(mine / "toy.run" / "store.db") as store:
+        store.append({"unused": {"n": np.zeros(1)}}, replace=("paths/first",))
+    whole = PathEnsemble.load(mine / "toy.run/results/paths.npz")
+    with Run.open(mine / "toy.run") as run:
+        assert not run.store.count("paths/first")
+        same(stored_paths(run, build_engine(run)[0]), whole)
+
+
 def test_a_finished_run_is_not_sampled_again(mine):
     before = steps(mine / "toy.run")
     assert start(mine) == 0

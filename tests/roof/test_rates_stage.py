@@ -261,7 +261,7 @@ def test_the_store_holds_frames_of_the_last_paths_only(finished):
     with Store(finished / "toy.run/store.db", read_only=True) as store:
         for name in NAMES.values():
             held = set(store.series(name))
-            assert held == {f"{name}/placed", f"{name}/rows", f"{name}/stand"}  # and no pilot runs, and no step
+            assert held == {f"{name}/placed", f"{name}/first", f"{name}/rows", f"{name}/stand"}  # and no pilot runs, and no step
             assert store.count(f"{name}/stand") == 1
             assert not any("positions" in chunk for chunk in store.chunks(f"{name}/rows"))
 

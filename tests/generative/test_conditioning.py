@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from couloir.errors import ConfigError, DataError
-from couloir.generative.conditioning import Guidance, extend, generate_long, inpaint, vary
+from couloir.generative.conditioning import Guidance, inpaint, vary
 from couloir.generative.exact import GaussianMixture
+from couloir.generative.long_trajectories import extend, generate_long
 from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet
 from couloir.generative.schedule import EDM, VPLinear
 

@@ -79,7 +79,7 @@ def test_the_table_accounts_for_every_path_and_shot_and_what_they_cost():
 
 def test_seams_of_paths_made_before_are_judged_where_frames_were_imposed():
     made = np.array(seeds(n_generate=12).generated)
-    made[:, 12:, 0, 1] += 0.8  # a tear between frames 11 and 12
+    made[:, 12:, 0, 1] += 1.2  # a tear between frames 11 and 12
     at_tear = np.arange(made.shape[1]) == 12
     settings = {"generated": made, "require_gates": False}
     assert seeds(**settings).scores.passed["seam"].all()

@@ -1,4 +1,4 @@
-"""Imposed values, variations and long trajectories, from a denoiser that knows nothing of them.
+"""Imposed values and variations, from a denoiser that knows nothing of them.
 
 Everything here is a pure function of a denoiser D = E[x_0 | x_t] and a schedule, x_t = alpha x_0 + sigma eps.  Imposing values
 y on some entries A of x_0 turns D into an estimate of E[x_0 | x_t, x_0,A = y], which any solver can follow:
@@ -32,7 +32,6 @@ from couloir.generative.schedule import NoiseSchedule, schedule_from_dict
 from couloir.generative.solvers import Solver, sample
 
 _CONVERGED = 1e-6  # relative squared residual at which the linear solve of guidance stops
-_LARGEST_SHIFT = 3.0  # how far guidance may move any entry, in units of the largest gap between what is known and what was expected
 
 
 class Method(ABC):
@@ -75,20 +74,25 @@ class Guidance(Method):
     solves : largest number of conjugate-gradient steps for V_AA^-1, each one backward pass; it stops by itself when converged.
         0 is PiGDM, one backward pass with V_AA taken as r^2.
     data_std : spread d of the data in r^2, which is where the conjugate gradients start from.
+    largest_shift : how far any entry of D may be moved, in units of the largest gap |y - D_A| of its path, where the conjugate
+        gradients did not converge or met a direction without positive variance; ``math.inf`` for no bound.  A solution that
+        they did reach is never bounded, because smooth processes extrapolate many times the gap between two imposed neighbours.
 
     Raises
     ------
-    ConfigError : for a negative ``solves`` or a spread that is not positive.
+    ConfigError : for a negative ``solves``, or a spread or bound that is not positive.
     """
 
     solves: int = 8
     data_std: float = 1.0
+    largest_shift: float = 3.0
     resamples: ClassVar[int] = 1
     solver: ClassVar[str] = "dpmpp_2m"
 
     def __post_init__(self) -> None:
-        if self.solves < 0 or not self.data_std > 0.0:
-            raise ConfigError(f"Guidance(solves={self.solves}, data_std={self.data_std:g}) makes no sense", "use solves >= 0, data_std > 0")
+        if self.solves < 0 or not self.data_std > 0.0 or not self.largest_shift > 0.0:
+            given = f"solves={self.solves}, data_std={self.data_std:g}, largest_shift={self.largest_shift:g}"
+            raise ConfigError(f"Guidance({given}) makes no sense", "use solves >= 0, data_std > 0, largest_shift > 0")
 
     def estimate(
         self, denoise: Callable[[Tensor], Tensor], x_t: Tensor, alpha: Tensor, sigma: Tensor, known: Tensor, mask: Tensor
@@ -105,10 +109,11 @@ class Guidance(Method):
                 return scale * out
 
             gap = torch.where(mask, known - clean, 0.0).detach()
-            shift = covariance(_conjugate_gradients(covariance, gap, mask, self.solves))
-            # What frames follow from imposed ones by at most a few times their gap; a Jacobian that says more is not a covariance.
-            limit = _LARGEST_SHIFT * gap.abs().amax(dim=tuple(range(1, gap.ndim)), keepdim=True)
-            shift = torch.minimum(torch.maximum(shift, -limit), limit)
+            weights, solved = _conjugate_gradients(covariance, gap, mask, self.solves)
+            shift = covariance(weights)
+            # An unfinished solve, or a Jacobian that is no covariance, can send frames anywhere.
+            limit = self.largest_shift * gap.abs().amax(dim=tuple(range(1, gap.ndim)), keepdim=True)
+            shift = torch.where(solved, shift, torch.minimum(torch.maximum(shift, -limit), limit))
         return torch.where(mask, known, clean.detach() + shift)
 
 
@@ -248,102 +253,6 @@ def vary(
     return _fill(denoiser, below, noised, x, kept, way, n_calls, resamples, solver, condition, generator)
 
 
-def extend(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    path: Tensor,
-    n_frames: int,
-    *,
-    window: int,
-    overlap: int,
-    method: str | Method = "guidance",
-    n_calls: int = 20,
-    resamples: int | None = None,
-    solver: str | Solver | None = None,
-    condition: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Continue trajectories by windows whose first frames are imposed from the last frames so far.
-
-    A frame is drawn given the last ``overlap`` frames before its window, and no earlier ones: exact for data whose future
-    depends on no more of the past than that (one frame of a Markov process), an approximation for others.
-
-    Parameters
-    ----------
-    path : (n, at least ``overlap`` frames, d) what to continue; it comes back unchanged as the beginning.
-    n_frames : frames of the result.
-    window : frames that the denoiser is given at a time.
-    overlap : imposed frames of each window, from 1 to ``window`` - 1.
-    method, n_calls, resamples, solver, condition, generator : as in :func:`inpaint`, for each window.
-
-    Returns
-    -------
-    (n, n_frames, d).
-
-    Raises
-    ------
-    ConfigError : when window and overlap do not fit, and as :func:`inpaint` does.
-    DataError : when ``path`` is shorter than the overlap, longer than ``n_frames``, or not (n, frames, d).
-    """
-    _check_windows(window, overlap)
-    if path.ndim != 3 or not overlap <= path.shape[1] <= n_frames:
-        raise DataError(f"a path of shape {tuple(path.shape)} cannot be continued", f"give (n, {overlap} to {n_frames} frames, d)")
-    n, _, d = path.shape
-    mask = (torch.arange(window, device=path.device) < overlap)[:, None]
-    while path.shape[1] < n_frames:
-        known = torch.zeros(n, window, d, dtype=path.dtype, device=path.device)
-        known[:, :overlap] = path[:, -overlap:]
-        noise = schedule.prior_std() * torch.randn(known.shape, generator=generator, dtype=path.dtype, device=path.device)
-        filled = inpaint(
-            denoiser, schedule, noise, known, mask,
-            method=method, n_calls=n_calls, resamples=resamples, solver=solver, condition=condition, generator=generator,
-        )  # fmt: skip
-        path = torch.cat([path, filled[:, overlap:]], dim=1)
-    return path[:, :n_frames]
-
-
-def generate_long(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    noise: Tensor,
-    n_frames: int,
-    *,
-    overlap: int,
-    method: str | Method = "guidance",
-    n_calls: int = 20,
-    resamples: int | None = None,
-    solver: str | Solver | None = None,
-    condition: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw trajectories longer than the denoiser's window: a first window, then :func:`extend`.
-
-    Parameters
-    ----------
-    noise : (n, window, d), normal of std ``schedule.prior_std()``, for the first window; its shape is that of all windows.
-    n_frames : frames of the result; the last window is cut where it is longer.
-    overlap, method, n_calls, resamples, condition, generator : as in :func:`extend`.
-    solver : as in :func:`inpaint` for the windows; the first, with nothing imposed, takes ``"dpmpp_2m"`` by default.
-
-    Returns
-    -------
-    (n, n_frames, d).
-
-    Raises
-    ------
-    ConfigError, DataError : as :func:`extend` does.
-    """
-    window = noise.shape[1]
-    _check_windows(window, overlap)
-    first = sample(denoiser, schedule, noise, solver=solver or "dpmpp_2m", n_calls=n_calls, condition=condition, generator=generator)
-    if n_frames <= window:
-        return first[:, :n_frames]
-    return extend(
-        denoiser, schedule, first, n_frames, window=window, overlap=overlap,
-        method=method, n_calls=n_calls, resamples=resamples, solver=solver, condition=condition, generator=generator,
-    )  # fmt: skip
-
-
 def _fill(
     denoiser: Denoiser, schedule: NoiseSchedule, x: Tensor, known: Tensor, mask: Tensor, method: Method,
     n_calls: int, resamples: int | None, solver: str | Solver | None, condition: Tensor | None, generator: torch.Generator | None,
@@ -357,10 +266,11 @@ def _fill(
     return torch.where(mask, known, filled)
 
 
-def _conjugate_gradients(covariance: Callable[[Tensor], Tensor], gap: Tensor, mask: Tensor, steps: int) -> Tensor:
-    """Return w on the entries ``mask`` with covariance(w) = gap there, for each row of the batch, starting from w = gap."""
-    if steps == 0:
-        return gap
+def _conjugate_gradients(covariance: Callable[[Tensor], Tensor], gap: Tensor, mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return w on the entries ``mask`` with covariance(w) = gap there, for each row of the batch, starting from w = gap.
+
+    The second tensor is True for rows that converged and saw positive curvature alone; it broadcasts to the states.
+    """
     axes = tuple(range(1, gap.ndim))
 
     def product(u: Tensor, v: Tensor) -> Tensor:
@@ -369,22 +279,26 @@ def _conjugate_gradients(covariance: Callable[[Tensor], Tensor], gap: Tensor, ma
     def apply(v: Tensor) -> Tensor:
         return torch.where(mask, covariance(v), 0.0)
 
+    if steps == 0:
+        return gap, torch.zeros_like(product(gap, gap), dtype=torch.bool)
     w = best = gap
     residual = gap - apply(w)
     least = product(residual, residual)
     search, size, enough = residual, product(residual, residual), _CONVERGED * product(gap, gap)
+    positive = torch.ones_like(size, dtype=torch.bool)
     for _ in range(steps):
         if bool((size <= enough).all()):
             break
         image = apply(search)
         curvature = product(search, image)
         # A learned denoiser's Jacobian need not be positive; a row where it is not, or that has converged, stays where it is.
+        positive &= (curvature > 0.0) | (size <= enough)
         step = torch.where((curvature > 0.0) & (size > enough), size / curvature, 0.0)
         w, residual = w + step * search, residual - step * image
         before, size = size, product(residual, residual)
         best, least = torch.where(size < least, w, best), torch.minimum(size, least)
         search = residual + torch.where(before > 0.0, size / before, 0.0) * search
-    return best
+    return best, positive & (least <= enough)
 
 
 def _method(method: str | Method) -> Method:
@@ -416,8 +330,3 @@ def _starting_at(schedule: NoiseSchedule, level: float) -> NoiseSchedule:
     plain = schedule.to_dict()
     time = float(schedule.time_of(-2.0 * torch.tensor(level, dtype=torch.float64).log()))
     return schedule_from_dict({**plain, ("sigma_max" if "sigma_max" in plain else "start"): min(time, schedule.start)})
-
-
-def _check_windows(window: int, overlap: int) -> None:
-    if not 1 <= overlap < window:
-        raise ConfigError(f"an overlap of {overlap} frames does not fit a window of {window}", "impose from 1 to window - 1 frames")

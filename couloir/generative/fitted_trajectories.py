@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from couloir.errors import DataError, ModelError
-from couloir.generative import conditioning, solvers
+from couloir.generative import conditioning, long_trajectories, solvers
 from couloir.generative.checkpoint import load_model, save_model
 from couloir.generative.denoiser import Denoiser, on_device
 from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet
@@ -190,7 +190,7 @@ class FittedTrajectoryDiffusion:
         ----------
         overlap : frames of each snippet that are imposed from the last one; default a quarter of a snippet.
         device : as in :meth:`sample`.
-        settings : of :func:`couloir.generative.conditioning.generate_long`.
+        settings : of :func:`couloir.generative.long_trajectories.generate_long`.
 
         Raises
         ------
@@ -202,7 +202,7 @@ class FittedTrajectoryDiffusion:
         shared = max(1, self.n_frames // 4) if overlap is None else overlap
 
         def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
-            return conditioning.generate_long(
+            return long_trajectories.generate_long(
                 denoiser, self.schedule, noise, n_frames, overlap=shared, condition=condition, generator=generator, **settings
             )
 

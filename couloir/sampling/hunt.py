@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +19,51 @@ from couloir.streams import integer_seed
 from couloir.trajectory import Array, State, Trajectory
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from couloir.sampling.rebuild import Rebuilt
 
 IntArray = npt.NDArray[np.int64]
 Rebuild = Callable[[Array], "Rebuilt | Sequence[State | None]"]
 
 _UNBUILT = "unbuilt"
+_UNNAMED = "unnamed"  # the gate of a frame that a rebuild refused without saying why
+
+
+@dataclass(frozen=True, eq=False)
+class RebuiltFrames:
+    """Every generated frame that was rebuilt to be shot from, or was refused, in the order of the shots.
+
+    Attributes
+    ----------
+    paths, frames : (n,) the generated path, and the frame of it.
+    failed : the first gate that each frame failed, ``""`` for none, ``"unnamed"`` where the rebuild gave no state and no reason.
+    displacement : (n,) root-mean-square distance from the generated atoms, nm; NaN where the rebuild does not say.
+    energies : (n,) potential energy, kJ/mol; NaN where the rebuild does not say.
+    """
+
+    paths: IntArray
+    frames: IntArray
+    failed: tuple[str, ...]
+    displacement: Array
+    energies: Array
+
+    def __len__(self) -> int:
+        return len(self.failed)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Frames that failed each gate, for gates that any failed."""
+        return dict(Counter(gate for gate in self.failed if gate))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per frame: path, frame, the gate it failed (empty if none), displacement in nm, energy in kJ/mol."""
+        import pandas as pd
+
+        return pd.DataFrame({
+            "generated_path": self.paths, "generated_frame": self.frames, "failed": list(self.failed),
+            "displacement_nm": self.displacement, "energy_kJ_mol": self.energies,
+        })  # fmt: skip
 
 
 class Hunt:
@@ -42,6 +83,16 @@ class Hunt:
         self.found: list[tuple[Trajectory, int, int, int]] = []
         names = ("not rebuilt", "rebuilt into A or B", "shots", *OUTCOMES, "force evaluations", "force evaluations of rebuilding")
         self.tally = dict.fromkeys(names, 0)
+        self._rebuilt: list[tuple[int, int, str, float, float]] = []
+
+    @property
+    def rebuilt(self) -> RebuiltFrames:
+        """Frames that were rebuilt so far, and what became of them."""
+        paths, frames, failed, displacement, energies = zip(*self._rebuilt, strict=True) if self._rebuilt else ((),) * 5
+        return RebuiltFrames(
+            np.array(paths, dtype=np.int64), np.array(frames, dtype=np.int64), tuple(failed),
+            np.array(displacement, dtype=np.float64), np.array(energies, dtype=np.float64),
+        )  # fmt: skip
 
     def shoot(self, n: int, selection: str, n_shots: int, seed: int, **settings: Any) -> None:
         """Shoot in rounds from one frame per path (``"top"``), or from all chosen frames at once (``"spread"``)."""
@@ -67,6 +118,7 @@ class Hunt:
         states: dict[int, State] = {}
         built = self.rebuild(np.array([self.generated[p, f] for p, f in jobs]))
         self.tally["force evaluations of rebuilding"] += int(getattr(built, "force_evaluations", 0))
+        self._rebuilt += [(*job, *told) for job, told in zip(jobs, _said(built), strict=True)]
         for i, state in enumerate(built):
             if state is None:
                 self.tally["not rebuilt"] += 1
@@ -91,6 +143,15 @@ class Hunt:
 
     def _regions(self) -> tuple[tuple[str, Region], tuple[str, Region]]:
         return ("A", self.region_a), ("B", self.region_b)
+
+
+def _said(built: Rebuilt | Sequence[State | None]) -> list[tuple[str, float, float]]:
+    """Return, per frame, the gate it failed, its displacement and its energy, as far as the rebuild says."""
+    unknown = np.full(len(built), np.nan)
+    gates = getattr(built, "failed", (None,) * len(built))
+    failed = ["" if state is not None else gate or _UNNAMED for state, gate in zip(built, gates, strict=True)]
+    moved, energies = (getattr(built, name, unknown) for name in ("displacement", "energies"))
+    return list(zip(failed, map(float, moved), map(float, energies), strict=True))
 
 
 def _fell(shots: ShotResults, shot: int) -> str:

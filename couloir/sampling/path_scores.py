@@ -36,7 +36,8 @@ class PathScores:
 
     Attributes
     ----------
-    energy_max, energy_mean : (n,) potential energy over the frames, kJ/mol; NaN when it was not evaluated.
+    energies : (n, frames) potential energy, kJ/mol; NaN when it was not evaluated.
+    energy_max, energy_mean : (n,) the same over the frames.
     bond_deviation, angle_deviation : (n,) largest deviation from the MD mean, in MD standard deviations; NaN without a topology.
     jump : (n,) largest step between successive frames, nm.
     jump_quantile : (n,) share of MD steps that are smaller.
@@ -44,8 +45,10 @@ class PathScores:
     seam_ratio : (n,) the same for the steps into and out of imposed frames; NaN when none was imposed.
     passed : gate -> (n,) whether the path passed it; gates that could not be judged are absent.
     thresholds : gate -> the limit that was applied.
+    not_judged : gate -> why it could not be judged.
     """
 
+    energies: Array
     energy_max: Array
     energy_mean: Array
     bond_deviation: Array
@@ -56,6 +59,7 @@ class PathScores:
     seam_ratio: Array
     passed: dict[str, Mask]
     thresholds: dict[str, float]
+    not_judged: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.jump)
@@ -77,9 +81,13 @@ class PathScores:
 
     def __str__(self) -> str:
         gates = ", ".join(f"{gate} {int(ok.sum())}" for gate, ok in self.passed.items())
-        head = f"PathScores: {int(self.passed_all.sum())} of {len(self)} paths passed every gate ({gates})"
-        table = self.to_dataframe().dropna(axis=1, how="all")
-        return f"{head}\n{table.to_string(max_rows=20, float_format=lambda x: f'{x:.3g}')}"
+        head = f"PathScores: {int(self.passed_all.sum())} of {len(self)} paths passed every gate that was judged ({gates})"
+        table = self.to_dataframe().dropna(axis=1, how="all").to_string(max_rows=20, float_format=lambda x: f"{x:.3g}")
+        return "\n".join([head, *self.unjudged_lines(), table])
+
+    def unjudged_lines(self) -> list[str]:
+        """Return one line per gate that was not judged, with the reason."""
+        return [f"  gate not judged: {gate} ({why})" for gate, why in self.not_judged.items()]
 
 
 def score_paths(
@@ -138,6 +146,7 @@ def score_paths(
     numbered = whole is None or _holds_only(kept, whole.n_atoms)
     scores |= _geometry(safe, reduced, whole, None if numbered else kept)
     energies, ceiling = _energies(safe, parts, engine, engine is not None and x.shape[2] == len(engine.masses))
+    energies = np.where(finite[:, None] | np.isnan(energies), energies, np.inf)
     scores["energy_max"], scores["energy_mean"] = energies.max(axis=1), energies.mean(axis=1)
     for name, values in scores.items():
         scores[name] = np.where(finite | np.isnan(values), values, np.inf)
@@ -149,8 +158,26 @@ def score_paths(
         "seam": (scores["seam_ratio"], max_seam, max_seam),
     }
     judged = {gate: entry for gate, entry in limits.items() if not np.isnan(entry[0]).all()}
-    passed = {"finite": finite, **{gate: values <= limit for gate, (values, limit, _) in judged.items()}}
-    return PathScores(**scores, passed=passed, thresholds={gate: given for gate, (_, _, given) in judged.items()})
+    # a path without a seam, among others with one, has nothing to fail
+    passed = {"finite": finite, **{gate: (values <= limit) | np.isnan(values) for gate, (values, limit, _) in judged.items()}}
+    reasons = _why_not(engine, x.shape[2], whole is not None, imposed is not None)
+    return PathScores(
+        energies, **scores, passed=passed, thresholds={gate: given for gate, (_, _, given) in judged.items()},
+        not_judged={gate: reasons[gate] for gate in limits if gate not in judged},
+    )  # fmt: skip
+
+
+def _why_not(engine: Any, n_atoms: int, molecular: bool, imposed: bool) -> dict[str, str]:
+    """Return, for every gate that may go unjudged, the reason if it did."""
+    energy = "no engine evaluates them" if engine is None else f"the paths hold {n_atoms} of {len(engine.masses)} atoms"
+    geometry = "among the atoms of the paths" if molecular else "without a topology"
+    return {
+        "energy": energy,
+        "bonds": f"there are none {geometry}",
+        "angles": f"there are none {geometry}",
+        "jump": "the paths have no steps",
+        "seam": "no imposed frame has a generated neighbour" if imposed else "no frames were said to be imposed",
+    }
 
 
 def _holds_only(atoms: IntArray | None, n_atoms: int) -> bool:

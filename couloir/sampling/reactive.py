@@ -20,7 +20,7 @@ import numpy.typing as npt
 from couloir.cv.region import Region
 from couloir.errors import ConfigError, DataError, Finding, ModelError, SimulationError
 from couloir.sampling.engine import Engine
-from couloir.sampling.hunt import Hunt, Rebuild, rebuilder
+from couloir.sampling.hunt import Hunt, Rebuild, RebuiltFrames, rebuilder
 from couloir.sampling.path_ends import PathEnds, Starts
 from couloir.sampling.path_scores import PathScores, score_paths
 from couloir.streams import integer_seed
@@ -29,6 +29,7 @@ from couloir.trajectory import Array, State, Trajectory
 if TYPE_CHECKING:
     import pandas as pd
 
+Mask = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 
@@ -41,7 +42,7 @@ class PathModel(Protocol):
     n_frames: int
     stride: float
 
-    def inpaint(self, known: Array, mask: npt.NDArray[np.bool_], *, seed: int) -> Array:
+    def inpaint(self, known: Array, mask: Mask, *, seed: int) -> Array:
         """Return paths (n, frames, n_atoms, 3) that agree with ``known`` (n, frames, n_atoms, 3) where ``mask`` (frames,) is True."""
         ...
 
@@ -59,6 +60,7 @@ class ReactiveSeeds:
     scores : of the generated paths, or None when there was no MD to score them against.
     counts : what became of the generated paths and the shots, and what it cost.
     findings : named warnings.
+    rebuilt : every frame that was made ready to be shot from, with displacement, energy and the gate it failed.
     """
 
     paths: tuple[Trajectory, ...]
@@ -69,6 +71,7 @@ class ReactiveSeeds:
     scores: PathScores | None
     counts: dict[str, int]
     findings: tuple[Finding, ...] = ()
+    rebuilt: RebuiltFrames | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,8 +93,9 @@ class ReactiveSeeds:
         })  # fmt: skip
 
     def table(self) -> str:
-        """Return the counts as text, one per line."""
-        return "\n".join(f"  {name:<34}{n}" for name, n in self.counts.items())
+        """Return the counts as text, one per line, and the gates of generated paths that were not judged."""
+        unjudged = [] if self.scores is None else self.scores.unjudged_lines()
+        return "\n".join([*(f"  {name:<34}{n}" for name, n in self.counts.items()), *unjudged])
 
     def __str__(self) -> str:
         return "\n".join([f"ReactiveSeeds: {len(self)} paths from A to B (no weights)", self.table(), *map(str, self.findings)])
@@ -111,6 +115,7 @@ def reactive_seeds(
     n_frames: int | None = None,
     n_generate: int | None = None,
     generated: ReactiveSeeds | Array | None = None,
+    imposed: Mask | Sequence[bool] | None = None,
     selection: Literal["top", "spread"] = "top",
     n_shots_per_path: int = 4,
     max_duration: Any = None,
@@ -133,6 +138,7 @@ def reactive_seeds(
     n_frames : length of the generated paths; default the model's.
     n_generate : generated paths; default 3 n.
     generated : paths to shoot from, made before: (n, frames, n_atoms, 3), or the ``partial`` of an error.  Then none are generated.
+    imposed : with ``generated``, (frames,) or (n, frames), True for its imposed frames, where the gate ``seam`` looks; default both ends.
     selection : ``"top"`` shoots from the middle of the stretch between A and B first; a path whose shots fall to A is shot next
         from half-way to B, and the reverse.  ``"spread"`` shoots from frames evenly spaced over the stretch, all at once.
     n_shots_per_path : most shots from one generated path.
@@ -151,7 +157,7 @@ def reactive_seeds(
     ------
     DataError : there is no configuration of A or of B, the regions need atoms that the model does not generate, or frames hold
         neither all atoms nor those.
-    ConfigError : numbers below one, or limits of gates without MD to judge by.
+    ConfigError : numbers below one, limits of gates without MD to judge by, or ``imposed`` without ``generated`` and MD.
     ModelError : no generated path passed the gates, or none has a frame between A and B; ``partial`` as below.
     SimulationError : no shot connects A and B; ``partial`` holds the seeds object with the generated paths and the counts.
     """
@@ -159,6 +165,11 @@ def reactive_seeds(
         raise ConfigError(
             f"n = {n}, n_shots_per_path = {n_shots_per_path}, selection = {selection!r}",
             'give positive numbers and selection="top" or "spread"',
+        )
+    if imposed is not None and (generated is None or data is None):
+        raise ConfigError(
+            "imposed= says where paths that were made before are judged for seams",
+            "give generated= and data= with it; paths that are generated here have both ends imposed",
         )
     md = None if data is None else [data] if isinstance(data, Trajectory) else list(data)
     settings = dict(inpainting or {})
@@ -177,7 +188,7 @@ def reactive_seeds(
     paths = np.asarray(made, dtype=np.float64)
     if paths.ndim != 4 or paths.shape[1] < 3:
         raise DataError(f"generated paths have shape {paths.shape}, expected (n, frames, n_atoms, n_dim) with three frames or more")
-    scores = _scored(paths, md, engine, ends, model.stride, dict(gates or {}))
+    scores = _scored(paths, md, engine, ends, model.stride, dict(gates or {}), imposed)
     finite = np.array(np.isfinite(paths).all(axis=(1, 2, 3)), dtype=bool)
     usable = finite if scores is None or not require_gates else scores.passed_all
     stretches = [ends.between(path) if ok else np.zeros(0, dtype=np.int64) for path, ok in zip(paths, usable, strict=True)]
@@ -202,14 +213,20 @@ def reactive_seeds(
     return found
 
 
-def _both_ends(n_frames: int) -> npt.NDArray[np.bool_]:
+def _both_ends(n_frames: int) -> Mask:
     mask = np.zeros(n_frames, dtype=bool)
     mask[[0, -1]] = True
     return mask
 
 
 def _scored(
-    paths: Array, md: list[Trajectory] | None, engine: Engine, ends: PathEnds, stride: float, limits: dict[str, float]
+    paths: Array,
+    md: list[Trajectory] | None,
+    engine: Engine,
+    ends: PathEnds,
+    stride: float,
+    limits: dict[str, float],
+    imposed: Mask | Sequence[bool] | None,
 ) -> PathScores | None:
     if md is None:
         if limits:
@@ -217,7 +234,7 @@ def _scored(
         return None
     return score_paths(
         paths, md=md, engine=engine if hasattr(engine, "energies") else None, topology=engine.topology, atoms=ends.atoms,
-        imposed=_both_ends(paths.shape[1]), stride=stride, **limits,
+        imposed=_both_ends(paths.shape[1]) if imposed is None else imposed, stride=stride, **limits,
     )  # fmt: skip
 
 
@@ -230,9 +247,11 @@ def _seeds(hunt: Hunt, generated: Array, scores: PathScores | None, counts: dict
     if scores is None:
         findings.append(Finding("paths-not-scored", "there was no MD to score the generated paths against", "give data="))
     columns = np.array([row[1:] for row in hunt.found], dtype=np.int64).reshape(-1, 3)
+    rebuilt = hunt.rebuilt
+    refused = {f"not rebuilt: {gate}": count for gate, count in rebuilt.failures.items()}
     return ReactiveSeeds(
         tuple(row[0] for row in hunt.found), columns[:, 1], columns[:, 2], columns[:, 0],
-        generated, scores, counts | hunt.tally, tuple(findings),
+        generated, scores, counts | hunt.tally | refused, tuple(findings), rebuilt,
     )  # fmt: skip
 
 

@@ -38,6 +38,35 @@ def test_pieces_of_md_pass_every_gate_on_a_toy(toy):
     assert np.isnan(scores.bond_deviation).all()
 
 
+def test_gates_that_were_not_judged_are_named_with_the_reason(toy, butane):
+    engine, md = toy
+    alone = score_paths(snippets(md, 2), md=md)
+    assert set(alone.not_judged) == {"energy", "bonds", "angles", "seam"}
+    assert alone.not_judged["energy"] == "no engine evaluates them"
+    assert alone.not_judged["seam"] == "no frames were said to be imposed"
+    assert set(score_paths(snippets(md, 2), md=md, engine=engine).not_judged) == {"bonds", "angles", "seam"}
+    every = score_paths(snippets(md, 2), md=md, imposed=np.ones(N_FRAMES, dtype=bool))
+    assert every.not_judged["seam"] == "no imposed frame has a generated neighbour"
+    engine, md = butane
+    carbons = [a.index for a in md.topology.atoms if a.element.symbol == "C"]
+    heavy = score_paths(snippets(md, 2)[:, :, carbons], md=md, engine=engine, atoms=carbons, imposed=np.arange(N_FRAMES) == 0)
+    assert heavy.not_judged == {"energy": "the paths hold 4 of 14 atoms"}
+    assert "gate not judged: energy (the paths hold 4 of 14 atoms)" in str(heavy)
+    assert np.isnan(heavy.energies).all()
+    whole = score_paths(snippets(md, 2), md=md, engine=engine, imposed=np.arange(N_FRAMES) == 0)
+    assert whole.not_judged == {}
+    assert "not judged" not in str(whole)
+
+
+def test_a_path_without_a_seam_passes_beside_one_that_has_a_bad_one(toy):
+    engine, md = toy
+    paths = snippets(md, 2).copy()
+    paths[0, 5:] += 3.0
+    imposed = np.zeros((2, N_FRAMES), dtype=bool)
+    imposed[0, :5] = True
+    assert score_paths(paths, md=md, engine=engine, imposed=imposed).passed["seam"].tolist() == [False, True]
+
+
 def test_a_tear_is_seen_as_a_jump_and_at_imposed_frames_as_a_seam(toy):
     engine, md = toy
     paths = snippets(md, 3).copy()
@@ -75,6 +104,8 @@ def test_the_highest_energy_of_each_path_is_the_engines(toy):
     paths = snippets(md, 4)
     scores = score_paths(paths, md=md, engine=engine)
     assert scores.energy_max == pytest.approx([engine.energies(path).max() for path in paths])
+    assert scores.energies.shape == (4, N_FRAMES)
+    assert scores.energies == pytest.approx(np.array([engine.energies(path) for path in paths]))
 
 
 def test_a_stretched_bond_and_its_energy_are_seen_with_all_atoms_and_with_some(butane):

@@ -11,6 +11,7 @@ from couloir.errors import ConfigError, DataError, ModelError, SimulationError
 from couloir.sampling import MolecularSystem, OpenMMEngine, ToyEngine, potentials, reactive_seeds, systems, two_way_shots
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_sampling import TransitionPathSampling
+from couloir.sampling.rebuild import Rebuilt
 from couloir.sampling.velocities import turned_paths
 from couloir.streams import stream
 from couloir.trajectory import State, Trajectory
@@ -74,6 +75,48 @@ def test_the_table_accounts_for_every_path_and_shot_and_what_they_cost():
     in_paths = sum(round((len(path) - 1) * STRIDE / OVERDAMPED.time_step) for path in found)
     assert c["force evaluations"] >= in_paths
     assert all(name in str(found) for name in c)
+
+
+def test_seams_of_paths_made_before_are_judged_where_frames_were_imposed():
+    made = np.array(seeds(n_generate=12).generated)
+    made[:, 12:, 0, 1] += 1.2  # a tear between frames 11 and 12
+    at_tear = np.arange(made.shape[1]) == 12
+    settings = {"generated": made, "require_gates": False}
+    assert seeds(**settings).scores.passed["seam"].all()
+    assert not seeds(**settings, imposed=at_tear).scores.passed["seam"].any()
+    with pytest.raises(ConfigError, match="imposed="):
+        seeds(imposed=at_tear)
+    with pytest.raises(DataError, match="imposed has shape"):
+        seeds(**settings, imposed=at_tear[1:])
+
+
+def test_gates_of_generated_paths_that_were_not_judged_are_in_the_table():
+    found = seeds()
+    assert set(found.scores.not_judged) == {"bonds", "angles"}
+    assert "gate not judged: bonds (there are none without a topology)" in str(found)
+
+
+def test_every_frame_that_is_rebuilt_is_kept_with_what_the_rebuild_says_of_it():
+    def rebuild(frames):
+        failed = tuple("energy" if i % 3 == 0 else None for i in range(len(frames)))
+        states = tuple(None if gate else State(frame) for gate, frame in zip(failed, frames, strict=True))
+        return Rebuilt(states, failed, np.abs(frames[:, 0, 0]), OVERDAMPED.energies(frames))
+
+    found = seeds(rebuild=rebuild)
+    rows = found.rebuilt
+    assert found.counts["not rebuilt"] == found.counts["not rebuilt: energy"] == rows.failures["energy"] > 0
+    assert len(rows) == found.counts["not rebuilt"] + found.counts["rebuilt into A or B"] + found.counts["shots"]
+    frames = found.generated[rows.paths, rows.frames]
+    assert rows.energies == pytest.approx(OVERDAMPED.energies(frames))
+    assert (rows.displacement == np.abs(frames[:, 0, 0])).all()
+    table = rows.to_dataframe()
+    assert (table["failed"] == "energy").sum() == found.counts["not rebuilt"]
+    shot_from = set(zip(found.generated_paths.tolist(), found.generated_frames.tolist(), strict=True))
+    passed = table[table["failed"] == ""]
+    assert shot_from <= set(zip(passed["generated_path"], passed["generated_frame"], strict=True))
+    silent = seeds(rebuild=lambda given: list(rebuild(given)))
+    assert silent.rebuilt.failures == {"unnamed": silent.counts["not rebuilt"]}
+    assert np.isnan(silent.rebuilt.energies).all()
 
 
 def test_the_same_seed_finds_the_same_paths():

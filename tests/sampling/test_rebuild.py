@@ -285,6 +285,9 @@ def test_rebuilt_barrier_frames_of_a_heavy_atom_model_lead_to_reactive_paths() -
     )  # fmt: skip
     assert found.counts["not rebuilt"] == 0
     assert found.counts["force evaluations of rebuilding"] > 200 * found.counts["shots"]
+    assert np.isfinite(found.rebuilt.energies).all()
+    assert (found.rebuilt.displacement <= 0.02).all()
+    assert set(found.rebuilt.failed) == {""}
     path = found.paths[0].positions
     assert trans.contains(path[:1])[0]
     assert gauche.contains(path[-1:])[0]

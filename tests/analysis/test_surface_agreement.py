@@ -68,14 +68,15 @@ def blocks(random, n, off=0.0):
     p = np.exp(-TRUE / KT)
     in_well = 1 / (1 + np.exp(off + 0.5 * random.standard_normal(n)))
     counts = np.stack([random.multinomial(2000, p * np.where(X > 0, w, 1 - w) / (p * np.where(X > 0, w, 1 - w)).sum()) for w in in_well])
-    weights = random.dirichlet(np.ones(n), 100)
+    weights = random.dirichlet(np.full(n, (n - 2) / n), 100)  # as the replicas of surfaces are made
     with np.errstate(divide="ignore"):
         return surface(*(np.nan_to_num(-KT * np.log(c), posinf=np.nan) for c in (counts.sum(axis=0) / n, weights @ counts)))
 
 
 def test_few_blocks_do_not_raise_false_alarms_when_their_number_is_told():
     random, n = np.random.default_rng(33), (10, 40)
-    p = np.array([agreement(blocks(random, n[0]), blocks(random, n[1]), freedom=(n[0] - 1, n[1] - 1), n_draws=DRAWS).p for _ in range(REPEATS)])
+    told = {"freedom": [k - 1 for k in n], "n_draws": DRAWS}
+    p = np.array([agreement(*(blocks(random, k) for k in n), **told).p for _ in range(REPEATS)])
     print(np.mean(p < 0.05), np.mean(p < 0.01))
     assert share_is_near((p < 0.05).sum(), (0.01, 0.1))
 

@@ -141,7 +141,7 @@ def _agreement(name: str, found: Agreement) -> str:
 
 
 def disagreements(data: RunData) -> list[Finding]:
-    """Return findings on free energies from paths and from windows, where the run has not noted them as those of earlier versions do not."""
+    """Return findings on free energies from paths and from windows that the run, perhaps of an earlier version, has not noted."""
     if data.rates is None or not finished(data.run):
         return []
     try:

@@ -213,7 +213,8 @@ def _finding(one: FreeEnergySurface, other: FreeEnergySurface, found: Agreement)
     chance = f"p = {found.p:.1g}"
     message = (
         f"free energies along {', '.join(one.names)} ({one.estimator}; {other.estimator}) differ by {found.rms:.2g} kT "
-        f"(root mean square over {found.n_cells} cells), by up to {found.largest:.2g} standard errors at {where}, more than chance ({chance})"
+        f"(root mean square over {found.n_cells} cells), by up to {found.largest:.2g} standard errors at {where}: "
+        f"more than by chance ({chance})"
     )
     fix = "sample both longer; if the difference stays, look for a slow CV that one of the two does not relax along"
     return Finding("surfaces-disagree", message, fix)

@@ -1,7 +1,6 @@
 """``[rates]`` in a run file: rates both ways, free energy and committor by one command, interrupted, continued, reported."""
 
 import io
-import dataclasses
 import json
 import re
 import shutil
@@ -209,11 +208,11 @@ def test_a_surface_of_windows_along_the_same_cv_is_drawn_and_judged_beside_it(tm
 
 
 def _displace(folder):
-    """Lift one well of the surface from paths by 6 kT and the whole error of it."""
+    """Lift one well of the surface from paths, and of its replicas, by 6 kT."""
     file = folder / "toy.run/results/path_free_energy_x.npz"
     kept = FreeEnergySurface.load(file)
     lifted = 6 * kept.kT * (kept.grid[0] > 0)
-    dataclasses.replace(kept, free_energy=kept.free_energy + lifted, replicas=kept.replicas + lifted).save(file)
+    replace(kept, free_energy=kept.free_energy + lifted, replicas=kept.replicas + lifted).save(file)
 
 
 def test_a_finished_run_is_not_sampled_again(mine, monkeypatch):

@@ -47,7 +47,6 @@ def test_equal_surfaces_are_called_different_as_often_as_said(n_replicas):
     random = np.random.default_rng(31)
     found = [agreement(*(drawn(random, n) for n in n_replicas), n_draws=DRAWS, seed=i) for i in range(REPEATS)]
     p = np.array([one.p for one in found])
-    print(np.mean(p < 0.05), np.mean(p < 0.01), np.mean(p < 0.5))
     # the chance itself is known to a part in two
     assert share_is_near((p < 0.05).sum(), (0.025, 0.075))
     assert share_is_near((p < 0.5).sum(), (0.4, 0.6))
@@ -58,7 +57,6 @@ def test_a_well_that_is_off_by_four_standard_errors_is_found():
     random = np.random.default_rng(32)
     off = 4 * np.sqrt(2) * WELL
     found = [agreement(drawn(random, 200), drawn(random, 100, off), n_draws=DRAWS, seed=i) for i in range(REPEATS)]
-    print(np.mean([one.p < 0.05 for one in found]), np.mean([one.p < 1e-3 for one in found]))
     # of a shift of 4 errors a perfect test at this level misses 2 %; noise of cells and many comparisons cost a part of it
     assert sum(one.p < 0.05 for one in found) >= stats.binom.ppf(1e-4, REPEATS, 0.9)
 
@@ -77,7 +75,6 @@ def test_few_blocks_do_not_raise_false_alarms_when_their_number_is_told():
     random, n = np.random.default_rng(33), (10, 40)
     told = {"freedom": [k - 1 for k in n], "n_draws": DRAWS}
     p = np.array([agreement(*(blocks(random, k) for k in n), **told).p for _ in range(REPEATS)])
-    print(np.mean(p < 0.05), np.mean(p < 0.01))
     assert share_is_near((p < 0.05).sum(), (0.01, 0.1))
 
 

@@ -21,6 +21,7 @@ from couloir.errors import ConfigError, CouloirError
 from couloir.paths_stage import read_files, sample_paths
 from couloir.placement import placed_windows
 from couloir.preflight import check, check_model
+from couloir.rates_agreement import note_agreement
 from couloir.rates_stage import sample_rates
 from couloir.run import Run, provenance, write_json
 from couloir.sampling.chunks import ChunkedRun, record_steps
@@ -75,6 +76,7 @@ def execute(run: Run, say: Say = print) -> list[FreeEnergySurface]:
         if run.config.rates is not None:
             with _timed(run, "rates"):
                 sample_rates(run, engine, paths, cvs, say)
+                note_agreement(run, surfaces, say)
     run.store["finished"] = True
     return surfaces
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,13 +125,14 @@ def sample_rates(run: Run, engine: Any, paths: PathEnsemble, cvs: dict[str, Coll
         found = _found(run, sides, [sampling for sampling, _ in placed], samples, spent)
         both = reweighted_paths(*samples)
         found |= {"population": as_json(both.population), "reactive_flux": as_json(both.reactive_flux)}
+        found["freedom"] = finite(min(side.weights.freedom for side in both.sides))
         _save_maps(run, both, names, engine.temperature)
     except DataError as error:
         raise SimulationError(f"no rate follows from the paths so far: {error.message}", _FIXES["rate-uncertain"]) from None
     findings = [finding for side, some in zip(sides, samples, strict=True) for finding in _findings(side, some)]
     found["findings"] = [[finding.code, finding.message, finding.fix] for finding in findings]
     run.note_findings("rates", findings)
-    write_json(_file(run), found)
+    write_json(rates_file(run), found)
     run.store[_DONE] = wanted(run)
     say(summary(found))
     for finding in findings:
@@ -165,12 +167,12 @@ def saved_rates(run: Run) -> dict[str, Any] | None:
     DataError : it cannot be read.
     """
     stems = (f"path_free_energy_{name}.npz" for name in recorded(run))
-    if not _file(run).exists() or not all((run.path / "results" / stem).exists() for stem in stems):
+    if not rates_file(run).exists() or not all((run.path / "results" / stem).exists() for stem in stems):
         return None
     try:
-        found = json.loads(_file(run).read_text(encoding="utf-8"))
+        found = json.loads(rates_file(run).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {_file(run)}: {error}", "remove it, and give couloir run again") from None
+        raise DataError(f"cannot read {rates_file(run)}: {error}", "remove it, and give couloir run again") from None
     return dict(found)
 
 
@@ -364,5 +366,6 @@ def _findings(side: Side, samples: InterfaceSamples) -> list[Finding]:
     return [replace(f, message=f"paths {where}: {f.message}", fix=_FIXES.get(f.code, f.fix)) for f in found]
 
 
-def _file(run: Run) -> Any:
+def rates_file(run: Run) -> Path:
+    """Return where ``rates.json`` is."""
     return run.path / "results" / "rates.json"

@@ -62,7 +62,7 @@ def _page(data: RunData) -> Page:
     # Comparing estimators may find something to warn of, and warnings come first.
     comparisons = [_compare(data, surface) for surface in data.surfaces]
     _summary(page, data)
-    _warnings(page, data, [found for _, found in comparisons if found is not None])
+    _warnings(page, data, [*(found for _, found in comparisons if found is not None), *report_rates.disagreements(data)])
     written: list[tuple[str, str, Callable[[Page, RunData], None]]] = []
     if data.explored is not None and data.samples is None:
         written.append(("explored", "Unbiased dynamics", sections.write_explored))

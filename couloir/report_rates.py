@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,9 @@ import numpy as np
 from couloir import report_html as web
 from couloir.analysis.plots import label, plot_surface
 from couloir.analysis.surface import FreeEnergySurface
-from couloir.errors import DataError
+from couloir.analysis.surface_agreement import Agreement
+from couloir.errors import CouloirError, DataError, Finding
+from couloir.rates_agreement import agreements
 from couloir.rates_numbers import readable
 from couloir.rates_stage import finished, recorded, stored_cycles
 from couloir.report_data import RunData
@@ -24,22 +25,6 @@ if TYPE_CHECKING:
 
 _WAYS = {"from_a": "A to B", "from_b": "B to A"}
 _OTHER = "#c8553d"  # the umbrella surface beside that from paths
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """A free energy from paths beside one from windows, along the same CV.
-
-    Attributes
-    ----------
-    shift : kJ/mol to add to the surface of windows so that the two agree best.
-    rms : root mean square difference in combined standard errors.
-    n_cells : how many cells were compared.
-    """
-
-    shift: float
-    rms: float
-    n_cells: int
 
 
 def write_rates(page: Page, data: RunData) -> None:
@@ -56,15 +41,17 @@ def write_rates(page: Page, data: RunData) -> None:
     page.add(web.paragraph(_said(found)), web.table(header, _rates(found)))
     text = "Probability that a path that leaves A (B) reaches a value of the order parameter before it returns; bars: 95 % intervals."
     drawn, said = [page.vector(crossing_figure(found), text)], []
+    beside = agreements(data.run, found, data.surfaces)
     for name in recorded(data.run):
         surface = FreeEnergySurface.load(data.run.path / "results" / f"path_free_energy_{name}.npz")
-        other = next((s for s in data.surfaces if s.names == surface.names), None)
-        compared = compare(surface, other) if other is not None else None
+        other, compared = beside.get(name, (None, None))
         text = f"Free energy along {name} from weighted paths; the band is the 95 % interval."
-        if compared is not None:
+        if isinstance(compared, Agreement):
             text += " Beside it the surface of the windows, shifted to agree best."
             said.append(web.paragraph(_agreement(name, compared)))
-        drawn.append(page.vector(surface_figure(surface, other if compared is not None else None, compared), text))
+        elif compared is not None:
+            said.append(web.paragraph(f"Along {name}, free energy from paths and from windows could not be compared: {compared.message}."))
+        drawn.append(page.vector(surface_figure(surface, other, compared if isinstance(compared, Agreement) else None), text))
         text = f"Committor along {name}: share of frames that go on to B before A, over all else; the band is the 95 % interval."
         drawn.append(page.vector(committor_figure(*_committor(data, name), label(name, surface.units[0])), text))
     page.add(web.grid(*drawn), *said)
@@ -144,37 +131,25 @@ def _share(counts: Mapping[str, Any], i: int) -> str:
     return f"{accepted} of {total} ({accepted / total:.0%})" if total else "none tried"
 
 
-def _agreement(name: str, compared: Comparison) -> str:
+def _agreement(name: str, found: Agreement) -> str:
+    chance = f"p = {found.p:.2g}" if found.p >= 1e-4 else "p < 0.0001"
+    verdict = "they do not agree" if found.findings else "they may not agree" if found.p < 0.05 else "no more than their errors explain"
     return (
-        f"Along {name}, free energy from paths and from windows differ by {compared.rms:.2g} combined standard errors "
-        f"(root mean square over {compared.n_cells} cells)."
+        f"Along {name}, free energy from paths and from windows differ by {found.rms:.2g} kT (root mean square over {found.n_cells} "
+        f"cells), by at most {found.largest:.2g} standard errors of the difference ({chance}): {verdict}."
     )
 
 
-def compare(surface: FreeEnergySurface, other: FreeEnergySurface) -> Comparison | None:
-    """Compare two surfaces along one CV in the cells of the first, after the shift with the least weighted sum of squares.
-
-    Returns
-    -------
-    None where they share fewer than two cells whose errors are known.
-    """
-    reference, error = (_at(other, values, surface.grid[0]) for values in (other.free_energy, other.standard_error))
-    variance = surface.standard_error**2 + error**2
-    difference = surface.free_energy - reference
-    use = np.isfinite(difference) & np.isfinite(variance) & (variance > 0)
-    if use.sum() < 2:
-        return None
-    weights, difference = 1.0 / variance[use], difference[use]
-    shift = float(weights @ difference / weights.sum())
-    return Comparison(shift, float(np.sqrt(np.mean(weights * (difference - shift) ** 2))), int(use.sum()))
-
-
-def _at(surface: FreeEnergySurface, values: Array, x: Array) -> Array:
-    """Return what a 1-D surface has between its cells; NaN beside a cell without samples, and outside."""
-    grid, period = surface.grid[0], surface.periods[0]
-    if period is not None:
-        return np.asarray(np.interp(x, grid, values, period=period))
-    return np.asarray(np.interp(x, grid, values, left=np.nan, right=np.nan))
+def disagreements(data: RunData) -> list[Finding]:
+    """Return findings on free energies from paths and from windows that the run, perhaps of an earlier version, has not noted."""
+    if data.rates is None or not finished(data.run):
+        return []
+    try:
+        tested = [found for _, found in agreements(data.run, data.rates, data.surfaces).values() if isinstance(found, Agreement)]
+    except CouloirError:  # the section on rates says what cannot be read
+        return []
+    noted = {finding.code for finding in data.findings}
+    return [finding for found in tested for finding in found.findings if finding.code not in noted]
 
 
 def crossing_figure(found: Mapping[str, Any]) -> Figure:
@@ -197,7 +172,7 @@ def crossing_figure(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def surface_figure(surface: FreeEnergySurface, other: FreeEnergySurface | None, compared: Comparison | None) -> Figure:
+def surface_figure(surface: FreeEnergySurface, other: FreeEnergySurface | None, compared: Agreement | None) -> Figure:
     """Draw a free energy from paths, and one from windows where there is one, shifted."""
     figure, ax = new()
     plot_surface(surface, ax)

@@ -30,8 +30,8 @@ def long_run(potential: ToyPotential, kT: float, time_step: float, seed: int) ->
 def thinned_runs(potential: ToyPotential, kT: float, time_step: float, seed: int, n_runs: int = 100, n: int = 10_000) -> Array:
     """Return n structures (n, 1, 2) of several runs like :func:`long_run`, so far apart that wells follow one another almost at random.
 
-    With twenty runs, structures lie 200 units of time apart.  Over the higher barrier, 0.62 of their correlation is left from one to the
-    next: 10,000 of them know the weights of the wells no better than 2,300 independent ones, and no model can know them better.
+    Twenty runs would have structures 200 units of time apart, which over the higher barrier mostly are in the same well as the one before:
+    10,000 of them know the weights of the wells no better than far fewer independent ones, and no model can know them better.
     """
     engine = driven(potential, kT, time_step)
     starts = [engine.state(0.0, (-1.0) ** i) for i in range(n_runs)]

@@ -316,8 +316,8 @@ def committor_histogram_test(to_a: Any, to_b: Any, *, seed: int, n_resamples: in
     Parameters
     ----------
     to_a, to_b : (n,) finished shots of each configuration; two or more configurations with two or more shots each.  Outcomes must not
-        have decided how many shots were made, as :func:`committor` lets them: where all p_B are 0.2, an intrinsic standard deviation of
-        0.05 comes from that alone.  ``committor(..., standard_error=0.01, max_shots=100)`` gives 100 to every configuration.
+        have decided how many shots were made, as :func:`committor` lets them: that alone makes configurations of one
+        p_B scatter.  ``committor(..., standard_error=0.01, max_shots=100)`` gives 100 to every configuration.
     n_resamples : random spreads for the p-value.
 
     Raises

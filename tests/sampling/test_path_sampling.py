@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from couloir.analysis.timeseries import statistical_inefficiency
-from couloir.cv import Coordinate, Features, LearnedCommittor, LinearCombination
-from couloir.errors import DataError, SimulationError, StoreError
+from couloir.cv import Features, LearnedCommittor
+from couloir.errors import DataError, SimulationError
 from couloir.sampling import ToyEngine, committor, potentials
 from couloir.sampling.path_moves import ShootingMove, Trial
 from couloir.sampling.path_sampling import TransitionPathSampling
@@ -325,36 +325,6 @@ def test_first_paths_that_do_not_fit_are_refused(first, settings, message):
 def test_states_that_overlap_are_refused():
     with pytest.raises(DataError, match="overlap"):
         TransitionPathSampling(OVERDAMPED, X < 0.2, X > -0.2, max_duration=LIMIT).run(straight(), 4, 2, seed=1)
-
-
-def test_a_store_refuses_paths_that_were_sampled_differently():
-    store = Store()
-    sampling().run(straight(), 4, 2, seed=1, store=store)
-    with pytest.raises(StoreError, match="different seed"):
-        sampling().run(straight(), 4, 2, seed=2, store=store)
-    other = Store()
-    sampling(move=ShootingMove.spring(4, 0.2)).run(straight(), 4, 2, seed=1, store=other)
-    for move in (ShootingMove.spring(5, 0.2), ShootingMove.spring(4, 0.3)):
-        with pytest.raises(StoreError, match="different move"):
-            sampling(move=move).run(straight(), 4, 2, seed=1, store=other)
-    with pytest.raises(StoreError, match="different move"):
-        sampling(move=ShootingMove.one_way(GaussianSelector(X, 0.0, 0.2))).run(straight(), 4, 2, seed=1, store=store)
-
-
-def test_a_store_knows_cvs_by_what_they_are_and_limits_to_the_last_bit():
-    store, also = Store(), Store()
-    chosen = ShootingMove.one_way(GaussianSelector(X, 0.0, 0.2))
-    for kept, move in ((store, None), (also, chosen)):
-        sampling(move=move).run(straight(), 4, 2, seed=1, store=kept)
-    other = LinearCombination((Coordinate(0, "first"),), (1.0,), "x")  # goes by the same name
-    for a, b, changed in ((other < -0.8, other > 0.8, "cvs"), (X < -0.8 - 1e-9, B, "limits")):
-        with pytest.raises(StoreError, match=f"different {changed}"):
-            TransitionPathSampling(OVERDAMPED, a, b, ShootingMove.one_way(), max_duration=LIMIT).run(straight(), 4, 2, seed=1, store=store)
-    with pytest.raises(StoreError, match="different cvs"):
-        sampling(move=ShootingMove.one_way(GaussianSelector(other, 0.0, 0.2))).run(straight(), 4, 2, seed=1, store=also)
-    plan = store.get("paths/plan")
-    store["paths/plan"] = {key: value for key, value in plan.items() if key not in ("cvs", "limits")}  # as older ones are
-    assert len(sampling().run(straight(), 4, 2, seed=1, store=store)) > 0
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from couloir.cv import Coordinate
+from couloir.cv import Coordinate, LinearCombination
 from couloir.cv.geometric import Distance
 from couloir.errors import DataError, StoreError
 from couloir.sampling import (
@@ -17,6 +17,7 @@ from couloir.sampling import (
     systems,
 )
 from couloir.sampling.path_store import keep_plan, kept_first
+from couloir.sampling.selectors import GaussianSelector
 from couloir.store import Store
 from couloir.trajectory import Trajectory
 
@@ -254,3 +255,37 @@ def test_interface_sampling_takes_what_it_was_placed_with_where_a_store_has_none
     same_samples(interfaces().run(n_cycles=12, seed=5, n_sets=2, store=old), whole)
     with pytest.raises(DataError, match="there are no first paths"):
         interfaces().run(n_cycles=12, seed=5)
+
+
+def one_way(move=None):
+    return TransitionPathSampling(OVERDAMPED, X < -0.8, X > 0.8, move or ShootingMove.one_way(), max_duration=4.0)
+
+
+def test_a_store_refuses_paths_that_were_sampled_differently():
+    store = Store()
+    one_way().run(straight(), 4, 2, seed=1, store=store)
+    with pytest.raises(StoreError, match="different seed"):
+        one_way().run(straight(), 4, 2, seed=2, store=store)
+    other = Store()
+    one_way(move=ShootingMove.spring(4, 0.2)).run(straight(), 4, 2, seed=1, store=other)
+    for move in (ShootingMove.spring(5, 0.2), ShootingMove.spring(4, 0.3)):
+        with pytest.raises(StoreError, match="different move"):
+            one_way(move=move).run(straight(), 4, 2, seed=1, store=other)
+    with pytest.raises(StoreError, match="different move"):
+        one_way(move=ShootingMove.one_way(GaussianSelector(X, 0.0, 0.2))).run(straight(), 4, 2, seed=1, store=store)
+
+
+def test_a_store_knows_cvs_by_what_they_are_and_limits_to_the_last_bit():
+    store, also = Store(), Store()
+    chosen = ShootingMove.one_way(GaussianSelector(X, 0.0, 0.2))
+    for kept, move in ((store, None), (also, chosen)):
+        one_way(move=move).run(straight(), 4, 2, seed=1, store=kept)
+    other = LinearCombination((Coordinate(0, "first"),), (1.0,), "x")  # goes by the same name
+    for a, b, changed in ((other < -0.8, other > 0.8, "cvs"), (X < -0.8 - 1e-9, X > 0.8, "limits")):
+        with pytest.raises(StoreError, match=f"different {changed}"):
+            TransitionPathSampling(OVERDAMPED, a, b, ShootingMove.one_way(), max_duration=4.0).run(straight(), 4, 2, seed=1, store=store)
+    with pytest.raises(StoreError, match="different cvs"):
+        one_way(move=ShootingMove.one_way(GaussianSelector(other, 0.0, 0.2))).run(straight(), 4, 2, seed=1, store=also)
+    plan = store.get("paths/plan")
+    store["paths/plan"] = {key: value for key, value in plan.items() if key not in ("cvs", "limits")}  # as older ones are
+    assert len(one_way().run(straight(), 4, 2, seed=1, store=store)) > 0

@@ -28,9 +28,9 @@ from benchmarks.systems import alanine_phi as system
 from couloir.analysis import PathEnsemble, reweighted_paths
 from couloir.analysis.interface_drift import settled
 from couloir.analysis.interface_samples import InterfaceSamples
-from couloir.analysis.path_independence import n_effective_by_chains, path_means
 from couloir.analysis.reweighted_paths import ReweightedPaths
 from couloir.analysis.samples import IntArray
+from couloir.analysis.surface_agreement import agreement
 from couloir.cv import Dihedral
 from couloir.errors import Finding
 from couloir.generative import TrajectoryDiffusion
@@ -44,6 +44,8 @@ RUN_FILE = Path(__file__).parent / "systems" / "alanine_phi.toml"
 MODEL = Path(__file__).parents[1] / "tutorials" / "models" / "alanine_vacuum"
 N_BINS, KNOWN, HIGHEST = 72, 1.0, 16.0
 """Cells of 5 degrees along phi; kT, the largest error of what counts as known; kT, above which no path of these ensembles goes."""
+BY_CHANCE = 0.05
+"""Free energies agree when differences as large as theirs have this chance: as for rates, two standard errors, of many cells together."""
 KNOWN_BY = 50
 """Departures of brute force that come to an interface, from which on it is known how likely that is."""
 ARRAYS = ("interfaces", "ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b", "stride", "force_evaluations")
@@ -118,13 +120,7 @@ def generated(md: OpenMMEngine, n: int, by_steering: float) -> list[Row]:
 def of_paths(md: OpenMMEngine, found: PathEnsemble, before: int, per_transition: float) -> list[Row]:
     """Return the rows about the ensemble of reactive paths; ``per_transition`` is what brute force spends for one."""
     cvs = (system.torsion(md), Dihedral.psi(md.topology, residue=2))
-    rows_of = [np.flatnonzero((found.chain == c) & (found.weights > 0)) for c in range(found.n_chains)]
-    by_cv = []
-    for cv in cvs:
-        means = path_means(cv, found.paths)
-        series = [np.repeat(means[rows], found.multiplicity[rows]) for rows in rows_of if len(rows)]
-        by_cv.append(n_effective_by_chains(series, cv.period))
-    independent = min(found.n_effective, *by_cv)
+    independent = found.n_independent(cvs)
     free, all_of_it = int(found.multiplicity[found.decorrelated].sum()), before + found.force_evaluations
     rows = [
         Row("paths from two states by one command, without a frame of a first path", free, "", None, 500, free >= 500),
@@ -180,19 +176,16 @@ def of_reach(from_a: InterfaceSamples, counts: IntArray, which: str) -> list[Row
 def of_surface(both: ReweightedPaths, which: str) -> list[Row]:
     """Return the rows about the free energy along phi."""
     edges = np.linspace(-np.pi, np.pi, N_BINS + 1)
-    mine = both.free_energy("phi", temperature=system.TEMPERATURE, bins=edges).in_kT
-    true = alanine_dipeptide_surface("phi", bins=N_BINS).in_kT
-    errors = np.hypot(mine.standard_error, true.standard_error)
-    known = np.isfinite(mine.free_energy + true.free_energy + errors) & (mine.standard_error < KNOWN) & (true.standard_error < KNOWN)
-    known &= (errors > 0) & (mine.free_energy < HIGHEST)
-    off, weight = (mine.free_energy - true.free_energy)[known], errors[known] ** -2
-    off -= np.sum(weight * off) / np.sum(weight)
-    z = off / errors[known]
+    mine = both.free_energy("phi", temperature=system.TEMPERATURE, bins=edges)
+    true = alanine_dipeptide_surface("phi", bins=N_BINS)
+    freedom = min(side.weights.freedom for side in both.sides)
+    found = agreement(mine, true, below=HIGHEST, largest_error=KNOWN, freedom=(freedom, None))
     return [
-        Row(f"free energy along phi from paths, against umbrella sampling: rms difference{which}", float(np.sqrt(np.mean(off**2))), "kT",
-            peer=f"cells of {N_BINS} in which both know it to {KNOWN:g} kT", peer_value=int(known.sum())),
-        Row(f"the same in combined standard errors, rms{which}", float(np.sqrt(np.mean(z**2))), "", None, 2.0,
-            bool(np.sqrt(np.mean(z**2)) <= 2.0)),
+        Row(f"free energy along phi from paths, against umbrella sampling: rms difference{which}", found.rms, "kT",
+            peer=f"cells of {N_BINS} in which both know it to {KNOWN:g} kT", peer_value=found.n_cells),
+        Row(f"its largest difference in combined standard errors{which}", found.largest, ""),
+        Row(f"chance of such differences, if both are right: at least {BY_CHANCE:g}{which}", found.p, "", None, BY_CHANCE,
+            found.p >= BY_CHANCE),
     ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from markov_chain import MarkovChain, as_path, sites_of
 from scipy import stats
 
 from couloir.cv.geometric import Coordinate
@@ -24,39 +25,8 @@ FIXED = FixedLengthEnsemble(A, B, N_FRAMES)
 SURE = 5e-5  # probability with which a test of an exact sampler fails
 
 
-class Walk:
-    """A reversible Markov chain on four sites, as an engine; all jumps are possible, so paths come back to A and B."""
-
-    temperature, time_step, kT, topology, underdamped = 1.0, 1.0, 1.0, None, False
-    masses = np.ones(1)
-
-    def __init__(self):
-        pi = np.exp(-np.array([0.0, 1.0, 1.4, 0.3]))
-        reach = np.array([[0.0, 0.4, 0.1, 0.02], [0.4, 0.0, 0.4, 0.1], [0.1, 0.4, 0.0, 0.4], [0.02, 0.1, 0.4, 0.0]])
-        self.P = reach * np.minimum(1, pi[None] / pi[:, None])
-        self.P += np.diag(1 - self.P.sum(axis=1))
-        self.pi = pi / pi.sum()
-
-    def digest(self):
-        return "walk of four"
-
-    def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
-        cumulated = np.cumsum(self.P, axis=1)[:, :-1]
-        inside = np.zeros(4, dtype=bool) if stop is None else stop.contains(np.arange(4.0)[:, None, None])
-        out = []
-        for state, time, one in zip(states, duration, seed, strict=True):
-            x, frames, ended = int(state.positions[0, 0]), [], "complete"
-            for u in np.random.default_rng(one).random(round(time)):
-                x = int(np.searchsorted(cumulated[x], u))
-                frames.append(x)
-                if inside[x]:
-                    ended = "stopped"
-                    break
-            out.append(Trajectory(np.array(frames, dtype=float)[:, None, None], 1.0, ended=ended))
-        return out
-
-
-WALK = Walk()
+JUMPS = np.array([[0.0, 0.4, 0.1, 0.02], [0.4, 0.0, 0.4, 0.1], [0.1, 0.4, 0.0, 0.4], [0.02, 0.1, 0.4, 0.0]])
+WALK = MarkovChain([0.0, 1.0, 1.4, 0.3], JUMPS)  # all jumps are possible, so paths come back to A and B
 
 
 @cache
@@ -66,14 +36,6 @@ def enumerated():
     steps = np.array(paths)
     weights = WALK.P[steps[:, :-1], steps[:, 1:]].prod(axis=1)
     return paths, weights / weights.sum()
-
-
-def as_path(sites):
-    return Trajectory(np.array(sites, dtype=float)[:, None, None], 1.0)
-
-
-def sites_of(path):
-    return tuple(int(x) for x in path.positions[:, 0, 0])
 
 
 def fits(found, exact):

@@ -1,12 +1,12 @@
 """Interface sampling out of each of three states gives their rate matrix: exactly known ones of a chain on a star."""
 
-from bisect import bisect_right
 from dataclasses import replace
 from functools import reduce
 from operator import or_
 
 import numpy as np
 import pytest
+from markov_chain import MarkovChain
 from scipy.linalg import expm
 
 from couloir.analysis import RateMatrix, rate_matrix
@@ -15,12 +15,10 @@ from couloir.cv import LinearCombination
 from couloir.cv.geometric import Coordinate
 from couloir.errors import DataError
 from couloir.sampling import TransitionInterfaceSampling
-from couloir.streams import integer_seed
-from couloir.trajectory import State, Trajectory
+from couloir.trajectory import Trajectory
 
 CVS = tuple(Coordinate(i, name) for i, name in enumerate("xyz"))
 X, Y, Z = CVS
-LENGTHS = (4, 3, 4)
 STATES = {"a": X > 2.5, "b": Y > 1.5, "c": Z > 2.5}
 BACK = LinearCombination((X,), (-1.0,), "back")  # grows out of a, and is the same in b and in c
 FROM_B = LinearCombination((Y, Z), (-1.0, 1.0), "from_b")  # its last interface is not on the way to a
@@ -30,52 +28,22 @@ MOST = 5.5
 """Standard errors that an estimate may be off: 15 of them, each from 40 sets, are more with probability 15 x 2.6e-6 at most."""
 
 
-class Star:
-    """A reversible Markov chain on a star of three arms x, y and z, as an engine; site (1, 1, 0) leads from arm x to y past the centre.
+class Star(MarkovChain):
+    """A reversible Markov chain on a star of three arms x, y and z; site (1, 1, 0) leads from arm x to y past the centre.
 
     The ends of the arms are the states; each is entered through one site only, so that it forgets how it was entered.
     """
 
-    temperature, time_step, kT, topology, underdamped = 1.0, 1.0, 1.0, None, False
-    masses = np.ones(1)
-
     def __init__(self):
-        arms = [[tuple(d * np.eye(3, dtype=int)[k]) for d in range(1, n + 1)] for k, n in enumerate(LENGTHS)]
-        self.sites = [(0, 0, 0), (1, 1, 0), *(site for arm in arms for site in arm)]
-        self.number = {site: i for i, site in enumerate(self.sites)}
         energies = {(0, 0, 0): 2.4, (1, 1, 0): 1.5}
-        for arm, energy in zip(arms, ([1.6, 1.2, 0.5, 0.0], [1.5, 0.6, 0.3], [1.7, 1.5, 0.9, 0.4]), strict=True):
-            energies |= dict(zip(arm, energy, strict=True))
-        pi = np.exp(-np.array([energies[site] for site in self.sites]))
-        self.pi = pi / pi.sum()
-        n = len(pi)
-        steps = np.array(self.sites)
+        for k, arm in enumerate(([1.6, 1.2, 0.5, 0.0], [1.5, 0.6, 0.3], [1.7, 1.5, 0.9, 0.4])):
+            energies |= {tuple(d * np.eye(3, dtype=int)[k]): energy for d, energy in enumerate(arm, 1)}
+        steps = np.array(list(energies))
         near = np.abs(steps[:, None] - steps[None]).sum(axis=2) == 1
-        self.P = np.where(near, 0.24 * np.minimum(1.0, self.pi[None] / self.pi[:, None]), 0.0)
-        self.P += np.diag(1.0 - self.P.sum(axis=1))
-        self.frames = steps.astype(float)[:, None, :]
-        self.steps = [np.cumsum(row).tolist() for row in self.P]
+        super().__init__(list(energies.values()), np.where(near, 0.24, 0.0), steps)
         self.inside = np.array([region.contains(self.frames) for region in STATES.values()])
         self.free = ~self.inside.any(axis=0)
-        assert n == 13
-        assert self.free.sum() == 7
-
-    def digest(self):
-        return "star"
-
-    def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
-        inside = stop.contains(self.frames)
-        out = []
-        seeds = [integer_seed(seed, k) for k in range(len(states))] if isinstance(seed, int) else seed
-        for state, one, most in zip(states, seeds, np.broadcast_to(duration, len(states)), strict=True):
-            at, visited, ended = self.number[tuple(state.positions[0].astype(int))], [], "complete"
-            rng = np.random.default_rng(one)
-            while len(visited) < round(most) and ended == "complete":
-                at = bisect_right(self.steps[at], rng.random())
-                visited.append(at)
-                ended = "stopped" if inside[at] else "complete"
-            out.append(Trajectory(self.frames[visited], 1.0, ended=ended, last=State(self.frames[at])))
-        return out
+        assert self.free.sum() == len(energies) - 6 == 7
 
     def exact(self):
         """Return rate constants (3, 3), with 0 on the diagonal, and the share of time in each overall state (3,), from linear algebra."""

@@ -1,11 +1,11 @@
 """Shooting moves keep the probability of paths: exactly on chains that can be enumerated, and on dynamics by brute force."""
 
-from bisect import bisect_right
 from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from markov_chain import MarkovChain, as_path, neighbours, sites_of
 from scipy import stats
 
 from couloir.cv.geometric import Coordinate
@@ -23,42 +23,7 @@ X = Coordinate(0, "x")
 N_SITES, LONGEST = 5, 12
 
 
-class Walk:
-    """A reversible Markov chain on the sites 0 ... 4 of a line, as an engine: every path has a known probability."""
-
-    temperature, time_step, kT, topology, underdamped = 1.0, 1.0, 1.0, None, False
-    masses = np.ones(1)
-
-    def digest(self):
-        return "walk"
-
-    def __init__(self) -> None:
-        pi = np.exp(-np.array([0.0, 1.0, 1.6, 0.7, 0.1]))
-        self.P = np.zeros((N_SITES, N_SITES))
-        for i in range(N_SITES):
-            for j in (i - 1, i + 1):
-                if 0 <= j < N_SITES:
-                    self.P[i, j] = 0.45 * min(1, pi[j] / pi[i])
-            self.P[i, i] = 1 - self.P[i].sum()
-        self.pi = pi / pi.sum()
-        self.steps = [np.cumsum(row).tolist() for row in self.P]
-
-    def propagate(self, states, *, duration, stride=None, stop=None, velocities=False, seed=0, **_):
-        inside = np.zeros(N_SITES, dtype=bool) if stop is None else stop.contains(np.arange(N_SITES, dtype=float)[:, None, None])
-        out = []
-        for state, time, one in zip(states, duration, seed, strict=True):
-            x, frames, ended = int(state.positions[0, 0]), [], "complete"
-            for u in np.random.default_rng(one).random(round(time)).tolist():
-                x = bisect_right(self.steps[x], u)
-                frames.append(x)
-                if inside[x]:
-                    ended = "stopped"
-                    break
-            out.append(Trajectory(np.array(frames, dtype=float)[:, None, None], 1.0, ended=ended))
-        return out
-
-
-WALK = Walk()
+WALK = MarkovChain([0.0, 1.0, 1.6, 0.7, 0.1], neighbours(N_SITES, 0.45))
 ENDS = TransitionEnsemble(X < 0.5, X > N_SITES - 1.5)
 
 
@@ -76,10 +41,6 @@ def enumerated():
             elif j != 0 and len(longer) < LONGEST:
                 growing.append((longer, w))
     return paths, np.array(weights) / np.sum(weights)
-
-
-def as_path(sites):
-    return Trajectory(np.array(sites, dtype=float)[:, None, None], 1.0)
 
 
 RATIO = density_ratio_selector(X, np.repeat([1, 2, 3], [10, 50, 20]), np.repeat(np.arange(5), [90, 30, 10, 20, 50]), bins=5)
@@ -109,8 +70,8 @@ def test_exact_path_samples_stay_exact_under_moves(name):
         anchors = [t.anchor for t in trials]
         chains = [t.path if t.path is not None else c for c, t in zip(chains, trials, strict=True)]
     index = {path: i for i, path in enumerate(sites)}
-    found = np.bincount([index[tuple(int(x) for x in c.positions[:, 0, 0])] for c in chains], minlength=len(sites))
-    changed = np.mean([index[tuple(int(x) for x in c.positions[:, 0, 0])] != i for c, i in zip(chains, start, strict=True)])
+    found = np.bincount([index[sites_of(c)] for c in chains], minlength=len(sites))
+    changed = np.mean([index[sites_of(c)] != i for c, i in zip(chains, start, strict=True)])
     assert changed > 0.1  # or nothing would have been tested
     lengths = np.array([len(path) for path in sites])
     for groups in (lengths, np.minimum(np.cumsum(exact) * 25, 24).astype(int)):  # how long they are, and which they are
@@ -248,12 +209,13 @@ def test_a_constant_force_is_reversible_on_a_line_and_drives_on_a_circle():
 
 
 def test_an_engine_that_cannot_run_at_all_says_why():
-    class Broken(Walk):
+    class Broken(MarkovChain):
         def propagate(self, *_, **__):
             raise SimulationError("the device has no memory left")
 
+    broken = Broken(np.zeros(N_SITES), neighbours(N_SITES, 0.45))
     with pytest.raises(SimulationError, match="no memory left"):
-        ShootingMove.one_way().propose(Broken(), [as_path((0, 1, 2, 3, 4))], ENDS, seeds=[1], max_frames=LONGEST)
+        ShootingMove.one_way().propose(broken, [as_path((0, 1, 2, 3, 4))], ENDS, seeds=[1], max_frames=LONGEST)
 
 
 def test_what_a_move_cannot_work_with_is_refused_before_any_dynamics():

@@ -103,13 +103,13 @@ class Region(ABC):
         return None
 
     def __and__(self, other: Region) -> Region:
-        return _Both(self, other)
+        return Combined(self, other, either=False)
 
     def __or__(self, other: Region) -> Region:
-        return _Either(self, other)
+        return Combined(self, other, either=True)
 
     def __invert__(self) -> Region:
-        return _Not(self)
+        return Complement(self)
 
     def __bool__(self) -> bool:
         raise TypeError("a Region is a set, not a truth value: write (phi > a) & (phi < b), not a < phi < b")
@@ -190,9 +190,12 @@ def all_limits(*regions: Region) -> dict[str, tuple[float, ...]]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Both(Region):
+class Combined(Region):
+    """What lies in both of two regions, or in either; made by ``a & b`` and ``a | b``."""
+
     a: Region
     b: Region
+    either: bool
 
     @property
     def cvs(self) -> tuple[CollectiveVariable, ...]:
@@ -203,42 +206,23 @@ class _Both(Region):
         return all_limits(self.a, self.b)
 
     def contains_values(self, values: Mapping[str, Array]) -> Mask:
-        return self.a.contains_values(values) & self.b.contains_values(values)
+        a, b = self.a.contains_values(values), self.b.contains_values(values)
+        return a | b if self.either else a & b
 
     def decides(self, values: Mapping[str, float]) -> bool | None:
         a, b = self.a.decides(values), self.b.decides(values)
-        return None if a is None or b is None else a and b
+        if a is None or b is None:
+            return None
+        return a or b if self.either else a and b
 
     def __str__(self) -> str:
-        return f"({self.a}) & ({self.b})"
+        return f"({self.a}) {'|' if self.either else '&'} ({self.b})"
 
 
 @dataclass(frozen=True, eq=False)
-class _Either(Region):
-    a: Region
-    b: Region
+class Complement(Region):
+    """What lies outside of a region; made by ``~a``."""
 
-    @property
-    def cvs(self) -> tuple[CollectiveVariable, ...]:
-        return _union(self.a, self.b)
-
-    @property
-    def limits(self) -> dict[str, tuple[float, ...]]:
-        return all_limits(self.a, self.b)
-
-    def contains_values(self, values: Mapping[str, Array]) -> Mask:
-        return self.a.contains_values(values) | self.b.contains_values(values)
-
-    def decides(self, values: Mapping[str, float]) -> bool | None:
-        a, b = self.a.decides(values), self.b.decides(values)
-        return None if a is None or b is None else a or b
-
-    def __str__(self) -> str:
-        return f"({self.a}) | ({self.b})"
-
-
-@dataclass(frozen=True, eq=False)
-class _Not(Region):
     a: Region
 
     @property

@@ -13,7 +13,7 @@ from couloir.cv.base import CollectiveVariable
 from couloir.cv.bias import Bias, FlatBottom, HarmonicBias, SumOfBiases
 from couloir.cv.composite import LinearCombination
 from couloir.cv.geometric import Coordinate
-from couloir.cv.region import Interval, Region, _Both, _Either, _Not
+from couloir.cv.region import Combined, Complement, Interval, Region
 from couloir.errors import DataError, nearest
 from couloir.sampling.toy_programs import coordinate_index, packed, program_of
 from couloir.trajectory import Array
@@ -153,7 +153,7 @@ def _terms(bias: Bias | None, linear: dict[str, Array]) -> list[Term] | None:
 
 def _boxes(region: Region, column: dict[str, int], outside: bool = False) -> list[Box] | None:
     """A region (or what lies ``outside`` it) as a union of boxes over CV columns; None when it is not a small one."""
-    if isinstance(region, _Not):
+    if isinstance(region, Complement):
         return _boxes(region.a, column, not outside)
     if isinstance(region, Interval):
         c, low, high = column[region.cv.name], region.low, region.high
@@ -165,12 +165,12 @@ def _boxes(region: Region, column: dict[str, int], outside: bool = False) -> lis
             return [{c: (above, below, True)}]
         sides: list[Box] = [{c: (-np.inf, below, True)}] * bool(low > -np.inf) + [{c: (above, np.inf, True)}] * bool(high < np.inf)
         return sides or [{c: (np.inf, -np.inf, True)}]  # only what is not a number is outside all numbers
-    if not isinstance(region, (_Both, _Either)):
+    if not isinstance(region, Combined):
         return None
     a, b = _boxes(region.a, column, outside), _boxes(region.b, column, outside)
     if a is None or b is None or len(a) * len(b) > _MAX_BOXES:
         return None
-    if isinstance(region, _Either) != outside:
+    if region.either != outside:
         return a + b
     return [reduce(_meet, one.items(), other) for one in a for other in b]
 

@@ -16,6 +16,7 @@ from couloir.sampling._openmm_worker import Description, positions_of, simulatio
 from couloir.trajectory import Array, State
 
 _ENERGY = unit.kilojoule_per_mole
+_BROKEN = 1e-3  # relative error of a constrained distance; solved ones are within 1e-5, and OpenMM gives up without a word
 
 
 @dataclass(frozen=True)
@@ -85,32 +86,48 @@ def run_minimize(task: MinimizeTask, reporter: openmm.MinimizationReporter | Non
         return State(positions, None, task.state.box)
 
 
-def run_constraints(task: MinimizeTask) -> State:
-    """Return the state with constraints applied to positions and, if there are any, velocities."""
+def run_constraints(task: MinimizeTask) -> State | str:
+    """Return the state with constraints applied to positions and, if there are any, velocities, or what went wrong."""
     with turn(task.description):
         driver = simulation(task.description, None)
-        driver.place(task.state)
         tolerance = driver.integrator.getConstraintTolerance()
-        driver.context.applyConstraints(tolerance)
-        if task.state.velocities is not None:
-            driver.context.setVelocities(task.state.velocities)
-            driver.context.applyVelocityConstraints(tolerance)
-        out = driver.state()
-        return State(out.positions, None if task.state.velocities is None else out.velocities, task.state.box)
+        try:
+            driver.place(task.state)
+            driver.context.applyConstraints(tolerance)
+            if task.state.velocities is not None:
+                driver.context.setVelocities(task.state.velocities)
+                driver.context.applyVelocityConstraints(tolerance)
+            out = driver.state()
+        except openmm.OpenMMException as error:
+            return str(error)
+        if not np.isfinite(out.positions).all():
+            return "a particle coordinate is not finite"
+        (pairs, distances), x = driver.constraints, out.positions
+        off = np.abs(np.linalg.norm(x[pairs[:, 0]] - x[pairs[:, 1]], axis=1) - distances)
+        if (off > _BROKEN * distances).any():
+            worst = int(np.argmax(off / distances))
+            return f"atoms {pairs[worst, 0]} and {pairs[worst, 1]} do not come to be {distances[worst]:.4g} nm apart"
+        return State.owning(x, None if task.state.velocities is None else out.velocities, task.state.box)
 
 
 def run_kicks(task: KickTask) -> Array:
-    """Return the velocities P (v + fraction dt f / m); those of particles without mass stay as they are."""
+    """Return the velocities P (v + fraction dt f / m); those of particles without mass stay as they are.
+
+    A configuration that OpenMM cannot evaluate gets NaN, so that it spoils no other.
+    """
     out = np.empty_like(task.velocities)
     with turn(task.description):
         driver = simulation(task.description, None)
         context, tolerance = driver.context, driver.integrator.getConstraintTolerance()
         factor = task.fraction * task.description.time_step * driver.inverse_masses
         for i, velocities in enumerate(task.velocities):
-            driver.place(State.owning(task.positions[i], None, None if task.boxes is None else task.boxes[i]))
-            context.setVelocities(velocities + factor * vectors(context.getState(forces=True), openmm.State.Forces))
-            context.applyVelocityConstraints(tolerance)
-            vectors(context.getState(velocities=True), openmm.State.Velocities, out[i])
+            try:
+                driver.place(State.owning(task.positions[i], None, None if task.boxes is None else task.boxes[i]))
+                context.setVelocities(velocities + factor * vectors(context.getState(forces=True), openmm.State.Forces))
+                context.applyVelocityConstraints(tolerance)
+                vectors(context.getState(velocities=True), openmm.State.Velocities, out[i])
+            except openmm.OpenMMException:
+                out[i] = np.nan
     return out
 
 

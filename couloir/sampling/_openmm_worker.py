@@ -116,6 +116,14 @@ class Simulation:
         masses = np.array([system.getParticleMass(i).value_in_unit(unit.dalton) for i in range(system.getNumParticles())])
         return np.asarray(np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)[:, None])
 
+    @cached_property
+    def constraints(self) -> tuple[npt.NDArray[np.int64], Array]:
+        """Pairs of particles (n, 2) whose distance is fixed, and those distances (n,) in nm."""
+        system = self.context.getSystem()
+        rows = [system.getConstraintParameters(i) for i in range(system.getNumConstraints())]
+        pairs = np.array([row[:2] for row in rows], dtype=np.int64).reshape(-1, 2)
+        return pairs, np.array([row[2].value_in_unit(_LENGTH) for row in rows], dtype=np.float64)
+
     def place(self, state: State) -> None:
         """Set box (the System's own when the state has none), then positions (virtual sites included)."""
         if self.periodic:

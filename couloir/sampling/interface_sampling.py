@@ -41,7 +41,7 @@ from couloir.sampling.interface_ensembles import (
 )
 from couloir.sampling.interface_placement import Pilot, boundary, place
 from couloir.sampling.interface_sets import InterfaceSets
-from couloir.sampling.interface_starts import begun, evenly, free_of_first, with_velocities
+from couloir.sampling.interface_starts import begun, both_ways, evenly, free_of_first
 from couloir.sampling.path_moves import Reason, ShootingMove, Trial
 from couloir.sampling.path_sampling import OnProgress, described
 from couloir.sampling.path_store import PathLog, bare, described_states, paths_digest
@@ -74,7 +74,8 @@ class TransitionInterfaceSampling:
     along : the order parameter; grows from A to B.
     interfaces : (n,) its values in ascending order, in its unit; the first is the boundary of A.
     move : one-way or two-way shooting.
-    swaps : whether ensembles exchange paths.
+    swaps : whether ensembles exchange paths.  Without, each stays in the channel of its first path unless shooting leaves it, and no
+        finding tells (``few-passages`` counts exchanges).
     max_duration : ps; longer paths are not part of the ensembles.
     shots : moves of every path in a cycle, but one of [0-]: where A holds the system for long, that one costs more than all others.
     first : paths to start from when a run is given none.
@@ -142,7 +143,7 @@ class TransitionInterfaceSampling:
         Raises
         ------
         DataError : A has no limit along the order parameter or is not everything below it, or no path leaves A.
-        SimulationError : the interfaces do not come near B.
+        SimulationError : the interfaces do not come near B, or forces or constraints fail at a frame of a path.
         """
         given = free_of_first(paths) if isinstance(paths, PathEnsemble) else list(paths)
         if not given:
@@ -154,8 +155,7 @@ class TransitionInterfaceSampling:
             engine, region_a, region_b, along, (boundary(region_a, along),), move or ShootingMove.one_way(),
             max_duration=max_duration, name=name,
         )  # fmt: skip
-        moving = [with_velocities(engine, path, integer_seed(seed, "given", i)) for i, path in enumerate(evenly(given, _MOST_FIRST))]
-        moving += turned_paths(engine, moving)  # seen from B, paths from A to B lead the other way
+        moving = both_ways(engine, evenly(given, _MOST_FIRST), seed, "given")  # seen from B, paths from A to B lead the other way
         return place(start, moving, seed=seed, pilot=pilot or Pilot(), store=store, longer=longer)
 
     @cached_property
@@ -221,6 +221,7 @@ class TransitionInterfaceSampling:
         ------
         DataError : ``first`` has no path for some ensemble, or A does not end at the first interface, which may show only once
             a path leaves A elsewhere.
+        SimulationError : forces or constraints fail at a frame of a path in ``first``.
         StoreError : the store holds another run of this name, or one without the first paths that are to be taken from it.
         """
         if n_cycles is None:
@@ -330,7 +331,9 @@ class TransitionInterfaceSampling:
         ended = [run.ended for run in more]
         parts = [[pair, bare(run)] for pair, run in zip(pairs, more, strict=True)]
         if not forward:
-            parts = [[past, pair] for past, pair in zip(turned_paths(self.engine, more), pairs, strict=True)]
+            pasts = turned_paths(self.engine, more)
+            ended = ["failed" if past.ended == "failed" else how for past, how in zip(pasts, ended, strict=True)]
+            parts = [[past, pair] for past, pair in zip(pasts, pairs, strict=True)]
         return [replace(Trajectory.join(both), ended=how, last=None) for both, how in zip(parts, ended, strict=True)]
 
     def into(self, departures: Sequence[Trajectory], seed: int) -> tuple[list[Trajectory], int, int]:

@@ -17,7 +17,7 @@ from couloir.sampling.engine import Engine, steps
 from couloir.sampling.interface_ensembles import CrossingEnsemble, departures, excursions, require_boundary
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_store import First, bare, holds_first, kept_first
-from couloir.sampling.velocities import fresh, has_velocities, turned_paths
+from couloir.sampling.velocities import fresh, has_velocities, require_velocities, turned_paths
 from couloir.store import Store
 from couloir.streams import integer_seed
 from couloir.trajectory import State, Trajectory
@@ -181,6 +181,7 @@ def begun(
     Raises
     ------
     DataError : there are no first paths, or some ensemble has none.
+    SimulationError : forces or constraints fail at a frame of a given path.
     StoreError : the store's run has other sets or ensembles, or was written before first paths were kept and ``sampling`` has none.
     """
     if first is not None or (sampling.first and not holds_first(store, sampling.name)):
@@ -204,13 +205,13 @@ def dealt(sampling: TransitionInterfaceSampling, given: Sequence[Trajectory], n_
     Raises
     ------
     DataError : ``given`` has no path for some ensemble.
+    SimulationError : forces or constraints fail at a frame of a path.
     """
     engine, region_a, along = sampling.engine, sampling.region_a, sampling.along
     if not given:
         raise DataError("there are no first paths", "find some by initial_paths(sampling, state, ...) or reactive_seeds")
     require_boundary(given, region_a, along, sampling.interfaces[0])
-    moving = [with_velocities(engine, path, integer_seed(seed, "first", i)) for i, path in enumerate(given)]
-    moving += turned_paths(engine, moving)  # equilibrium dynamics runs them as often
+    moving = both_ways(engine, given, seed, "first")  # equilibrium dynamics runs them as often backward
     longest = sampling.max_frames(moving[0].stride)
     out = [path for path in departures(moving, region_a, sampling.region_b) if len(path) <= longest]
     if not out:
@@ -244,6 +245,21 @@ def require_stays(sampling: TransitionInterfaceSampling, inside: Sequence[Trajec
             f"dynamics into A ({sampling.region_a}) did not leave it again within max_duration = {sampling.max_duration}",
             "raise max_duration, or move the first interface towards A",
         )
+
+
+def both_ways(engine: Engine, given: Sequence[Trajectory], seed: int, key: str) -> list[Trajectory]:
+    """Return paths with velocities where the engine has them, then the same turned round.
+
+    Raises
+    ------
+    SimulationError : forces or constraints fail at a frame of a path.
+    """
+    ahead = [with_velocities(engine, path, integer_seed(seed, key, i)) for i, path in enumerate(given)]
+    back = turned_paths(engine, ahead)
+    for i, velocities in enumerate(path.velocities for path in back):
+        if velocities is not None:
+            require_velocities(i, velocities[::-1])
+    return ahead + back
 
 
 def with_velocities(engine: Engine, path: Trajectory, seed: int) -> Trajectory:

@@ -266,9 +266,16 @@ class OpenMMEngine:
         return np.concatenate(self._run(single.run_energies, tasks))
 
     def apply_constraints(self, state: State) -> State:
-        """Return the state moved onto the constraints (and its velocities, if any, along them)."""
+        """Return the state moved onto the constraints (and its velocities, if any, along them).
+
+        Raises
+        ------
+        SimulationError : no positions nearby satisfy the constraints.
+        """
         (checked,) = self._checked(state)
         (out,) = self._run(single.run_constraints, [single.MinimizeTask(0, self._describe(self.platform), None, {}, checked, 0, 0.0)])
+        if isinstance(out, str):
+            raise SimulationError(f"the constraints of {self.molecule.name} cannot be satisfied: {out}", "check the state's bond lengths")
         return cast(State, out)
 
     def kicked(self, positions: Array, velocities: Array, fraction: float, boxes: Array | None = None) -> Array:
@@ -282,6 +289,10 @@ class OpenMMEngine:
         positions, velocities : (n, n_atoms, 3) nm and nm/ps.
         fraction : of the kick of one step; may be negative.
         boxes : (n, 3, 3) nm, or None for the System's own box.
+
+        Returns
+        -------
+        Velocities (n, n_atoms, 3) in nm/ps; NaN where OpenMM cannot evaluate a configuration.
 
         Raises
         ------

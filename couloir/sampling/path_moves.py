@@ -50,7 +50,8 @@ class Trial:
     path : the new path, or None unless it is accepted.
     accepted : whether the chain goes on from it.
     reason : ``"accepted"``; ``"ensemble"``: it does not belong; ``"acceptance"``: the random number was too large;
-        ``"max length"``: it did not end in time; ``"failed"``: its dynamics broke down.
+        ``"max length"``: it did not end in time; ``"failed"``: its dynamics broke down, or
+        forces or constraints failed where velocities are drawn or turned.
     log_ratio : logarithm of the acceptance ratio; -inf where the path was given up before it was known.
     frame_old, frame_new : the shooting point in the old path, and in the new one (-1 if there is none).
     direction : in which direction of time dynamics was run.
@@ -322,17 +323,21 @@ class ShootingMove:
         evaluations: int,
     ) -> list[Trial]:
         verdicts = [self._verdict(*one) for one in zip(shots, halves, ensembles, strict=True)]
-        accepted = [v.reason == "accepted" for v in verdicts]
-        moving = [i for i, v in enumerate(verdicts) if accepted[i] and v.past is not None and v.past.velocities is not None]
-        pasts = turned_paths(engine, [p for i in moving if (p := verdicts[i].past) is not None])
-        paths = [verdict.path if ok else None for verdict, ok in zip(verdicts, accepted, strict=True)]
-        for i, past in zip(moving, pasts, strict=True):
+        pasts = {
+            i: v.past for i, v in enumerate(verdicts) if v.reason == "accepted" and v.past is not None and v.past.velocities is not None
+        }
+        paths = [verdict.path for verdict in verdicts]
+        for i, past in zip(pasts, turned_paths(engine, list(pasts.values())), strict=True):
             rest = verdicts[i].rest
             assert rest is not None
-            paths[i] = joined(past, rest)
+            if past.ended == "failed":
+                verdicts[i] = _Verdict("failed")
+            else:
+                paths[i] = joined(past, rest)
+        accepted = [v.reason == "accepted" for v in verdicts]
         return [
             Trial(
-                path, ok, v.reason, v.log_ratio, shot.frame, v.frame, shot.direction, shot.kept if ok else None,
+                path if ok else None, ok, v.reason, v.log_ratio, shot.frame, v.frame, shot.direction, shot.kept if ok else None,
                 evaluations * sum(len(half) for half in run or ()), shot.anchor_after(v.frame if ok else None) if self.offsets else None,
             )
             for path, ok, v, shot, run in zip(paths, accepted, verdicts, shots, halves, strict=True)

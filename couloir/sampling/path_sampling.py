@@ -26,7 +26,7 @@ from couloir.sampling.path_chains import Chains
 from couloir.sampling.path_ensembles import FixedLengthEnsemble, PathSet, TransitionEnsemble
 from couloir.sampling.path_moves import ShootingMove
 from couloir.sampling.path_store import PathLog, described_states, kept_first, paths_digest
-from couloir.sampling.velocities import fresh, turned
+from couloir.sampling.velocities import fresh, require_velocities, turned
 from couloir.store import Store
 from couloir.streams import integer_seed
 from couloir.trajectory import State, Trajectory
@@ -93,6 +93,7 @@ class TransitionPathSampling:
         DataError : a first path does not connect A and B, or is longer than ``max_duration`` or ``n_frames``; strides or atoms
             differ; there are no paths or chains to sample, or no first paths; boxes are missing in a periodic system; or
             ``n_frames`` is below 3 or is given together with ``max_duration``.
+        SimulationError : forces or constraints fail at a frame of a first path.
         StoreError : the store holds another run of this name, or one without the first paths that are to be taken from it.
         """
         if n_paths < 1 or n_chains < 1:
@@ -181,7 +182,10 @@ class TransitionPathSampling:
         elif path.velocities is None:
             states = fresh(self.engine, states, seed)
         if ahead is None:
-            states = turned(self.engine, states)[::-1]
+            states = turned(self.engine, states)
+        require_velocities(number, [state.velocities for state in states], found.start)
+        if ahead is None:
+            states = states[::-1]
         if not getattr(self.engine, "periodic", True):  # new dynamics will not have any
             states = [State(state.positions, state.velocities) for state in states]
         if self.n_frames is not None:

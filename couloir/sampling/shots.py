@@ -46,7 +46,7 @@ class ShotResults:
     paths : backward half, shooting point and forward half, in time order; where the engine has velocities, so have they.
     shooting_frames : (n,) the frame of each path that is the shooting point.
     durations : (n, 2) ps from the shooting point to the end of the backward and the forward half.
-    failed : (n,) whether the dynamics of a half broke down.
+    failed : (n,) whether the dynamics of a half broke down, or its velocities cannot be turned; that end is ``""`` then.
     force_evaluations : steps of dynamics that were spent.
     from_b_to_a : shot -> its path turned round, for those that were found from B to A.
     """
@@ -143,20 +143,22 @@ def two_way_shots(
         stop=region_a | region_b, velocities=True, seed=seeds,
     )  # fmt: skip
     behind, ahead = halves[: len(homes)], halves[len(homes) :]
-    ends = [_end(half, region_a, region_b) for half in halves]
     pasts = turned_paths(engine, behind)
     paths = tuple(_joined(past, state, f) for past, state, f in zip(pasts, forward, ahead, strict=True))
+    ends = [_end(half, region_a, region_b) for half in halves]
     opposite = [k for k in range(len(homes)) if ends[k] == "B" and ends[len(homes) + k] == "A"]
+    from_b_to_a = dict(zip(opposite, turned_paths(engine, [paths[k] for k in opposite]), strict=True))
+    stiff = {k for k, past in (*enumerate(pasts), *from_b_to_a.items()) if past.ended == "failed"}  # these cannot be turned
     return ShotResults(
         homes,
-        tuple(ends[: len(homes)]),
+        tuple(NOWHERE if k in stiff else end for k, end in enumerate(ends[: len(homes)])),
         tuple(ends[len(homes) :]),
         paths,
         np.array([len(half) for half in behind], dtype=np.int64),
         np.array([[len(b) * b.stride, len(f) * f.stride] for b, f in zip(behind, ahead, strict=True)]),
-        np.array([b.ended == "failed" or f.ended == "failed" for b, f in zip(behind, ahead, strict=True)], dtype=bool),
+        np.array([k in stiff or "failed" in (b.ended, f.ended) for k, (b, f) in enumerate(zip(behind, ahead, strict=True))], dtype=bool),
         sum(len(half) for half in halves) * steps(stride, engine.time_step, "stride"),
-        dict(zip(opposite, turned_paths(engine, [paths[k] for k in opposite]), strict=True)),
+        from_b_to_a,
     )
 
 

@@ -7,16 +7,18 @@ projection along the constraints, the velocity at the time of the positions is c
 
 is an involution: without noise, n steps, R and n steps lead back (:meth:`~couloir.sampling.OpenMMEngine.kicked` is
 P (v + a dt f / m)).  BAOAB keeps v at the time of the positions, so R is -v, and overdamped dynamics has no velocities.
+
+Where forces or constraints fail, velocities are NaN: dynamics from there breaks down at once and is counted as failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from couloir.errors import DataError
+from couloir.errors import DataError, SimulationError
 from couloir.sampling.engine import Engine, per_walker_seeds
 from couloir.streams import stream
 from couloir.trajectory import Array, State, Trajectory
@@ -31,7 +33,8 @@ def fresh(engine: Engine, states: Sequence[State], seed: int | Sequence[int]) ->
     """Return the states with velocities drawn from the Maxwell-Boltzmann distribution, as the integrator keeps them.
 
     The velocities at the time of the positions have variance kT/m; projecting independent Gaussians along the
-    constraints leaves their Maxwell-Boltzmann distribution.  Overdamped states come back without velocities.
+    constraints leaves their Maxwell-Boltzmann distribution.  Overdamped states come back without velocities.  Those
+    of a state whose forces or constraints fail are NaN.
 
     Parameters
     ----------
@@ -46,8 +49,7 @@ def fresh(engine: Engine, states: Sequence[State], seed: int | Sequence[int]) ->
         State(state.positions, spread * stream(one, "velocities").standard_normal(state.positions.shape), state.box)
         for state, one in zip(bare, per_walker_seeds(seed, len(bare)), strict=True)
     ]
-    constrain = getattr(engine, "apply_constraints", None)
-    return _kicked(engine, drawn if constrain is None else [constrain(state) for state in drawn], -0.5, 1.0)
+    return _kicked(engine, [_constrained(engine, state) for state in drawn], -0.5, 1.0)
 
 
 def turned(engine: Engine, states: Sequence[State]) -> list[State]:
@@ -66,13 +68,33 @@ def turned(engine: Engine, states: Sequence[State]) -> list[State]:
 
 
 def turned_paths(engine: Engine, paths: Sequence[Trajectory]) -> list[Trajectory]:
-    """Return paths as they run backward in time: frames in reverse order, each turned; without series."""
+    """Return paths as they run backward in time: frames in reverse order, each turned; without series.
+
+    A path that has a frame which cannot be turned comes back with ``ended`` ``"failed"``.
+    """
     out = []
     for path, velocities in zip(paths, _turned_velocities(engine, paths), strict=True):
         boxes = None if path.boxes is None else path.boxes[::-1].copy()
         backward = None if velocities is None else velocities[::-1].copy()
-        out.append(Trajectory.owning(path.positions[::-1].copy(), path.stride, backward, boxes, path.topology))
+        ended: Literal["complete", "failed"] = "complete" if backward is None or np.isfinite(backward).all() else "failed"
+        out.append(Trajectory.owning(path.positions[::-1].copy(), path.stride, backward, boxes, path.topology, ended=ended))
     return out
+
+
+def require_velocities(number: int, velocities: Sequence[Array | None] | Array, begin: int = 0) -> None:
+    """Raise a SimulationError where those of a given path, its own or found for it, are not finite.
+
+    Parameters
+    ----------
+    number : of the path.
+    velocities : of each of its frames from number ``begin`` on, in its order; None where it has none.
+    """
+    bad = [i for i, v in enumerate(velocities, begin) if v is not None and not np.isfinite(v).all()]
+    if bad:
+        raise SimulationError(
+            f"first path {number} has no finite velocities at frame {bad[0]}: they are not, or forces or constraints fail there",
+            "leave the path out, or give the part of it without that frame",
+        )
 
 
 def _turned_velocities(engine: Any, paths: Sequence[Trajectory]) -> list[Array | None]:
@@ -86,6 +108,15 @@ def _turned_velocities(engine: Any, paths: Sequence[Trajectory]) -> list[Array |
     kicked = -engine.kicked(np.concatenate([path.positions for path in moving]), velocities, 1.0, boxes)
     parts = iter(np.split(kicked, np.cumsum([len(path) for path in moving])[:-1]))
     return [v if v is None or not len(v) else next(parts) for v in out]
+
+
+def _constrained(engine: Any, state: State) -> State:
+    """Return the state on the engine's constraints and its velocities along them; NaN velocities where that cannot be."""
+    constrain = getattr(engine, "apply_constraints", None)
+    try:
+        return state if constrain is None else cast(State, constrain(state))
+    except SimulationError:
+        return State.owning(state.positions, np.full_like(state.positions, np.nan), state.box)
 
 
 def _kicked(engine: Any, states: list[State], fraction: float, sign: float) -> list[State]:

@@ -81,8 +81,7 @@ def test_of_an_ensemble_paths_of_all_chains_that_hold_no_frame_of_a_first_one_ar
         return sampling
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("couloir.sampling.interface_sampling.with_velocities", lambda engine, path, seed: path)
-        patch.setattr("couloir.sampling.interface_sampling.turned_paths", lambda engine, paths: [])
+        patch.setattr("couloir.sampling.interface_sampling.both_ways", lambda engine, given, seed, key: list(given))
         patch.setattr("couloir.sampling.interface_sampling.place", capture)
         TransitionInterfaceSampling.from_paths(found, WELL, A, B, along=X, seed=1, max_duration=100)
     assert len(seen) == 64

@@ -15,6 +15,7 @@ from couloir.cv import FlatBottom, HarmonicBias, Tabulated
 from couloir.cv.geometric import Dihedral, Distance
 from couloir.errors import ConfigError, DataError, SimulationError
 from couloir.sampling.engine import Engine
+from couloir.sampling.hunt import constrained
 from couloir.sampling.molecule import MolecularSystem
 from couloir.sampling.openmm_engine import OpenMMEngine
 from couloir.sampling.platforms import benchmark_platforms
@@ -332,6 +333,32 @@ def test_constraints_are_repaired():
     assert len(bonds) == 12
     np.testing.assert_allclose(length, original, rtol=2e-3)
     assert fixed.velocities is not None
+
+
+def test_constraints_that_cannot_be_satisfied_are_told():
+    x = alanine().state.positions
+    for hopeless in (x + 0.5 * np.random.default_rng(1).standard_normal(x.shape), np.zeros_like(x)):  # OpenMM does not complain
+        with pytest.raises(SimulationError, match="the constraints of alanine cannot be satisfied: a"):
+            engine().apply_constraints(State(hopeless))
+        assert constrained(engine(), State(hopeless)) is None
+
+
+def test_a_kick_where_openmm_has_no_forces_is_nan_and_spoils_no_other():
+    import openmm
+
+    system, force = openmm.System(), openmm.NonbondedForce()
+    for _ in range(2):
+        system.addParticle(20.0)
+        force.addParticle(0.0, 0.3, 1.0)
+    force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+    system.addForce(force)
+    system.setDefaultPeriodicBoxVectors(*np.eye(3) * 4.0)
+    state = State(np.array([[0.0, 0.0, 0.0], [0.4, 0.0, 0.0]]), None, np.eye(3) * 4.0)
+    e = engine(MolecularSystem("argon", openmm.XmlSerializer.serialize(system), pair().topology, state))
+    x, v = np.array([state.positions] * 3), np.zeros((3, 2, 3))
+    kicked = e.kicked(x, v, 1.0, np.array([np.eye(3) * size for size in (4.0, 1.5, 4.0)]))  # a box of less than twice the cutoff
+    assert np.isnan(kicked[1]).all()
+    np.testing.assert_array_equal(kicked[[0, 2]], e.kicked(x[:2], v[:2], 1.0))
 
 
 def test_energies_are_the_same_in_parts_and_in_one_piece():

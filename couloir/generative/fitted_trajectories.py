@@ -181,16 +181,63 @@ class FittedTrajectoryDiffusion:
             out[:, kept] = self._decode(exact[:, torch.from_numpy(kept)])
         return out
 
-    def sample_long(
-        self, n: int, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, device: str = "auto", **settings: Any
+    def extend(
+        self, path: Array, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, device: str = "auto", **settings: Any
     ) -> Array:
-        """Return trajectories of any number of frames, made of overlapping snippets.
+        """Return trajectories that begin with ``path``, of dynamics or generated, and go on from its end in overlapping snippets.
+
+        A molecule comes back as its representation lays it in space, the frames of ``path`` too.
 
         Parameters
         ----------
-        overlap : frames of each snippet that are imposed from the last one; default a quarter of a snippet.
-        device : as in :meth:`sample`.
-        settings : of :func:`couloir.generative.long_trajectories.generate_long`.
+        path : (frames, n_atoms, n_dim), or (n, frames, n_atoms, n_dim), at the model's ``stride``; repeat one to get several
+            continuations.  Frames of a molecule hold all atoms, or those that the representation keeps.
+        n_frames : of the result, those of ``path`` included.
+        overlap : frames of each snippet that are imposed from what is there; default a quarter of a snippet, or the whole
+            ``path`` where that is shorter.
+        kT, device : as in :meth:`sample`.
+        settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.long_trajectories.extend`.
+
+        Returns
+        -------
+        (n, n_frames, n_atoms, n_dim).
+
+        Raises
+        ------
+        DataError : the path is shorter than the overlap or longer than ``n_frames``, or kT does not fit the model.
+        ConfigError : the overlap leaves nothing to generate.
+        """
+        exact = self._encode(_copies(path, None))
+        shared = max(1, min(self.n_frames // 4, exact.shape[1])) if overlap is None else overlap
+
+        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, path: Tensor) -> Tensor:
+            return long_trajectories.extend(
+                denoiser, self.schedule, path, n_frames,
+                window=self.n_frames, overlap=shared, condition=condition, generator=generator, **settings,
+            )  # fmt: skip
+
+        x = self._batched(len(exact), self.n_frames, kT, integer_seed(seed, "extend"), some, exact.float(), device=device)
+        # the network computes in float32; what was given was not
+        return self._decode(torch.cat([exact, x[:, exact.shape[1] :].double()], dim=1))
+
+    def sample_long(
+        self,
+        n: int,
+        n_frames: int,
+        *,
+        overlap: int | None = None,
+        kT: Any = None,
+        seed: int,
+        n_calls: int = 20,
+        device: str = "auto",
+        **settings: Any,
+    ) -> Array:
+        """Return trajectories of any number of frames: :meth:`sample`, and :meth:`extend` from there.
+
+        Parameters
+        ----------
+        overlap, settings : as in :meth:`extend`.
+        kT, n_calls, device : as in :meth:`sample`.
 
         Raises
         ------
@@ -199,14 +246,10 @@ class FittedTrajectoryDiffusion:
         """
         if n_frames < 1:
             raise DataError(f"{n} trajectories of {n_frames} frames were asked for", "ask for at least one frame")
-        shared = max(1, self.n_frames // 4) if overlap is None else overlap
-
-        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
-            return long_trajectories.generate_long(
-                denoiser, self.schedule, noise, n_frames, overlap=shared, condition=condition, generator=generator, **settings
-            )
-
-        return self._decode(self._batched(n, self.n_frames, kT, integer_seed(seed, "long"), some, device=device))
+        first = self.sample(n, kT=kT, seed=seed, n_calls=n_calls, device=device)
+        if n_frames <= self.n_frames:
+            return first[:, :n_frames]
+        return self.extend(first, n_frames, overlap=overlap, kT=kT, seed=seed, n_calls=n_calls, device=device, **settings)
 
     def _batched(self, n: int, n_frames: int, kT: Any, seed: int, draw: Any, *given: Tensor, device: str) -> Tensor:
         """Return draw(denoiser, noise, condition, generator, *given) for ``n`` snippets, some at a time."""

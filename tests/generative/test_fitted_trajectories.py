@@ -67,3 +67,52 @@ def test_what_cannot_be_continued_is_refused(model):
         model.extend(path_of(1.0, 2.0), 1, seed=1)
     with pytest.raises(DataError, match="for all, or"):
         model.extend(np.zeros((2, 1)), 12, seed=1)
+
+
+MASKS = {"ends": [0, FRAMES - 1], "middle": [4, 5], "first": [0], "several": [1, 3, 8]}
+
+
+def test_paths_with_masks_of_their_own_have_the_exact_law_of_each(model):
+    n, known = 1200, path_of(*np.linspace(1.5, -1.0, FRAMES))
+    one_each = np.array([np.isin(np.arange(FRAMES), frames) for frames in MASKS.values()])
+    masks = np.repeat(one_each, n, axis=0)[np.random.default_rng(0).permutation(4 * n)]
+    x = model.inpaint(known, masks, seed=2, **EXACT)
+    np.testing.assert_allclose(x[masks], np.broadcast_to(known, x.shape)[masks], rtol=1e-13)
+    z, cov, y = scaled(x), covariance().numpy(), np.linspace(1.5, -1.0, FRAMES)
+    for mask in one_each:
+        mine = z[(masks == mask).all(axis=1)][:, ~mask]
+        gain = cov[np.ix_(~mask, mask)] @ np.linalg.inv(cov[np.ix_(mask, mask)])
+        expected = cov[np.ix_(~mask, ~mask)] - gain @ cov[np.ix_(mask, ~mask)]
+        error = (mine.mean(axis=0) - gain @ y[mask]) / np.sqrt(expected.diagonal())
+        assert len(mine) == n
+        assert np.abs(error).max() < 4.5 / np.sqrt(n) + 0.03
+        ratios = np.linalg.eigvals(np.linalg.solve(expected, np.cov(mine.T))).real
+        # (1 +- sqrt(9 / n))^2 are 0.83 and 1.18
+        assert ratios.min() > 0.78
+        assert ratios.max() < 1.26
+
+
+def test_a_path_is_what_its_own_mask_makes_of_it_whatever_the_others_have(model, monkeypatch):
+    known = path_of(*np.linspace(1.5, -1.0, FRAMES))
+    masks = np.array([np.isin(np.arange(FRAMES), frames) for frames in MASKS.values()])
+    x = model.inpaint(known, masks, seed=3, **EXACT)
+    varied = model.vary(known, 2.0, mask=masks, seed=3, device="cpu")
+    for i, mask in enumerate(masks):
+        np.testing.assert_allclose(x[i], model.inpaint(known, mask, len(masks), seed=3, **EXACT)[i], atol=1e-4)
+        np.testing.assert_allclose(varied[i], model.vary(known, 2.0, len(masks), mask=mask, seed=3, device="cpu")[i], atol=1e-4)
+    monkeypatch.setattr("couloir.generative.fitted_trajectories._FRAMES_AT_ONCE", 2 * FRAMES)
+    batched = model.inpaint(known, masks, seed=3, **EXACT)
+    np.testing.assert_allclose(batched[masks], np.broadcast_to(known, x.shape)[masks], rtol=1e-13)
+
+
+def test_masks_that_do_not_fit_are_refused(model):
+    known = path_of(*np.zeros(FRAMES))
+    some = np.arange(FRAMES) < 2
+    with pytest.raises(DataError, match="0 of 10 frames"):
+        model.inpaint(known, np.array([some, ~some & some]), seed=1)
+    with pytest.raises(DataError, match="10 of 10 frames"):
+        model.inpaint(known, np.array([some, ~some | some]), seed=1)
+    with pytest.raises(DataError, match=r"mask is bool \(2, 10\)"):
+        model.inpaint(known, np.array([some, some]), 3, seed=1)
+    with pytest.raises(DataError, match=r"mask is bool \(2, 10\)"):
+        model.vary(np.repeat(known[None], 3, axis=0), 1.0, mask=np.array([some, some]), seed=1)

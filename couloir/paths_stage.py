@@ -14,6 +14,7 @@ import numpy as np
 from couloir.build import build_engine
 from couloir.cv import CollectiveVariable, Region
 from couloir.errors import ConfigError, CouloirError, DataError, Finding, ModelError
+from couloir.generated_paths import keep_generated, stored_generated
 from couloir.run import Run
 from couloir.sampling.chunks import ChunkedRun
 from couloir.sampling.guides import Guides, first_paths, heated, steer
@@ -282,7 +283,7 @@ def _generated(
     run: Run, engine: Any, model: Any, a: Region, b: Region, data: list[Trajectory], half: float, seed: int
 ) -> tuple[ReactiveSeeds, list[Finding]]:
     """Return shots from generated paths that passed every gate, or from all where none did: first paths carry no weight."""
-    from couloir.sampling.reactive import reactive_seeds
+    from couloir.sampling.reactive import ReactiveSeeds, reactive_seeds
 
     table = run.config.paths
     assert table is not None
@@ -290,16 +291,26 @@ def _generated(
         "seed": integer_seed(seed, "generate"), "starts_a": data, "starts_b": data, "data": data, "max_duration": half,
         "stride": stride_of(run, engine),
     }  # fmt: skip
+    kept = stored_generated(run)
+    asked = {"n_generate": max(64, 8 * table.n_chains)} if kept is None else {"generated": kept["positions"]}
+    findings = list[Finding]()
     try:
-        return reactive_seeds(model, engine, a, b, table.n_chains, n_generate=max(64, 8 * table.n_chains), **settings), []
-    except ModelError as error:
-        refused = error.partial
-        if refused is None or refused.counts.get("passed every gate"):
+        found = reactive_seeds(model, engine, a, b, table.n_chains, **asked, **settings)
+        keep_generated(run, found, model)
+    except CouloirError as error:
+        refused = getattr(error, "partial", None)
+        if isinstance(refused, ReactiveSeeds) and refused.scores is not None:
+            keep_generated(run, refused, model)
+        if not isinstance(error, ModelError) or refused is None or refused.counts.get("passed every gate"):
             raise
         text = f"no generated path passed every gate, so all were shot from: {error.message.splitlines()[0]}"
-        findings = [Finding("gates-failed", text, "raise paths.model.steps or paths.model.duration, for more first paths at the same cost")]
-    found = reactive_seeds(model, engine, a, b, table.n_chains, generated=refused, require_gates=False, **settings)
-    return replace(found, counts=found.counts | {"network calls": refused.counts["network calls"]}), findings
+        findings.append(
+            Finding("gates-failed", text, "raise paths.model.steps or paths.model.duration, for more first paths at the same cost")
+        )
+        found = reactive_seeds(model, engine, a, b, table.n_chains, generated=refused, require_gates=False, **settings)
+    made = stored_generated(run)
+    assert made is not None
+    return replace(found, counts=found.counts | {"network calls": int(made["network_calls"])}), findings
 
 
 def _basins(run: Run, engine: Any, start: State, a: Region, b: Region, explored: Array, seed: int) -> tuple[list[Trajectory], int]:

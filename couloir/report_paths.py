@@ -12,6 +12,7 @@ from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.analysis.plots import label, plot_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import CollectiveVariable
+from couloir.generated_paths import stored_generated
 from couloir.paths_stage import stored_branches
 from couloir.report_channels import write_channels
 from couloir.report_data import RunData
@@ -74,7 +75,12 @@ def write_paths(page: Page, data: RunData) -> None:
         _write_candidates(page, found, asked or len(found), _shown(data))
     counts = [(name, n) for name, n in first["counts"].items()]
     rows = [("how", first["how"].replace("_", " ")), ("paths", first["n"]), ("force evaluations", first["force_evaluations"])]
-    page.add(web.details("First paths", web.facts(rows) + web.table(("what became of shots", "number"), counts)))
+    made = stored_generated(data.run)
+    said = "" if made is None else web.paragraph(
+        f"A model generated {len(made['passed'])} paths, of which {made['passed'].sum()} passed every gate that was judged; all are in "
+        "results/generated_paths.npz, their scores in results/generated_paths.csv."
+    )  # fmt: skip
+    page.add(web.details("First paths", said + web.facts(rows) + web.table(("what became of shots", "number"), counts)))
 
 
 def answer(data: RunData) -> str:

@@ -116,30 +116,35 @@ class FittedTrajectoryDiffusion:
         ----------
         known : (frames, n_atoms, n_dim), from which ``n`` snippets are drawn, or (n, frames, n_atoms, n_dim); only the imposed
             frames are read.  Frames of a molecule hold all atoms, or those that the representation keeps.
-        mask : (frames,) True at imposed frames.
+        mask : (frames,) True at imposed frames, or (n, frames) for each snippet its own.
         n_calls : network calls of one pass from noise to data.
         device : as in :meth:`sample`.
         settings : ``method``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.inpaint`.
 
         Raises
         ------
-        DataError : shapes do not fit, or no frame, or every frame, is imposed.
+        DataError : shapes do not fit, or no frame, or every frame, of a snippet is imposed.
         """
-        given, imposed = _copies(known, n), _frame_mask(mask, known)
-        if not 0 < imposed.sum() < len(imposed):
-            raise DataError(f"{imposed.sum()} of {len(imposed)} frames are imposed", "impose some frames, and leave some to be generated")
-        x = torch.zeros(*given.shape[:2], self.representation.dimension)
-        exact = self._encode(given[:, imposed])
-        x[:, torch.from_numpy(imposed)] = exact.float()
-        where = torch.from_numpy(imposed)[:, None]
+        given, imposed = _with_masks(known, mask, n)
+        counts = imposed.sum(axis=1)
+        if not ((counts > 0) & (counts < imposed.shape[1])).all():
+            wrong = counts[(counts == 0) | (counts == imposed.shape[1])][0]
+            raise DataError(f"{wrong} of {imposed.shape[1]} frames are imposed", "impose some frames, and leave some to be generated")
+        where = torch.from_numpy(imposed)
+        x = torch.zeros(*where.shape, self.representation.dimension)
+        exact = self._encode(given[imposed])
+        x[where] = exact.float()
 
-        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, known: Tensor) -> Tensor:
+        def some(
+            denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, known: Tensor, mask: Tensor
+        ) -> Tensor:
             return conditioning.inpaint(
-                denoiser, self.schedule, noise, known, where, n_calls=n_calls, condition=condition, generator=generator, **settings
+                denoiser, self.schedule, noise, known, mask, n_calls=n_calls, condition=condition, generator=generator, **settings
             )
 
-        out = self._decode(self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x, device=device))
-        out[:, imposed] = self._decode(exact)  # the network computes in float32; what was given was not
+        drawn = self._batched(len(x), x.shape[1], kT, integer_seed(seed, "inpaint"), some, x, where[..., None], device=device)
+        out = self._decode(drawn)
+        out[imposed] = self._decode(exact)  # the network computes in float32; what was given was not
         return out
 
     def vary(
@@ -160,7 +165,7 @@ class FittedTrajectoryDiffusion:
         ----------
         path : (frames, n_atoms, n_dim), of which ``n`` variations are made, or (n, frames, n_atoms, n_dim).
         level : 0 returns the path; features smaller than this, in units of the spread of the data, are drawn anew.
-        mask : (frames,) True at frames that are kept, or None.
+        mask : (frames,) True at frames that are kept, (n, frames) for each variation its own, or None.
         device : as in :meth:`sample`.
         settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.vary`.
 
@@ -169,28 +174,79 @@ class FittedTrajectoryDiffusion:
         DataError : shapes do not fit.
         ConfigError : the level is negative, or beyond the largest noise of the schedule.
         """
-        kept = None if mask is None else _frame_mask(mask, path)
-        exact = self._encode(_copies(path, n))
-        where = None if kept is None else torch.from_numpy(kept)[:, None]
+        given, kept = (_copies(path, n), None) if mask is None else _with_masks(path, mask, n)
+        exact = self._encode(given)
+        where = () if kept is None else (torch.from_numpy(kept)[..., None],)
 
-        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, path: Tensor) -> Tensor:
-            return conditioning.vary(denoiser, self.schedule, path, level, mask=where, condition=condition, generator=generator, **settings)
+        def some(
+            denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, x: Tensor, *kept: Tensor
+        ) -> Tensor:
+            mask = kept[0] if kept else None
+            return conditioning.vary(denoiser, self.schedule, x, level, mask=mask, condition=condition, generator=generator, **settings)
 
-        out = self._decode(self._batched(len(exact), exact.shape[1], kT, integer_seed(seed, "vary"), some, exact.float(), device=device))
+        drawn = self._batched(len(exact), exact.shape[1], kT, integer_seed(seed, "vary"), some, exact.float(), *where, device=device)
+        out = self._decode(drawn)
         if kept is not None:
-            out[:, kept] = self._decode(exact[:, torch.from_numpy(kept)])
+            out[kept] = self._decode(exact[torch.from_numpy(kept)])
         return out
 
-    def sample_long(
-        self, n: int, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, device: str = "auto", **settings: Any
+    def extend(
+        self, path: Array, n_frames: int, *, overlap: int | None = None, kT: Any = None, seed: int, device: str = "auto", **settings: Any
     ) -> Array:
-        """Return trajectories of any number of frames, made of overlapping snippets.
+        """Return trajectories that begin with ``path``, of dynamics or generated, and go on from its end in overlapping snippets.
+
+        A molecule comes back as its representation lays it in space, the frames of ``path`` too.
 
         Parameters
         ----------
-        overlap : frames of each snippet that are imposed from the last one; default a quarter of a snippet.
-        device : as in :meth:`sample`.
-        settings : of :func:`couloir.generative.long_trajectories.generate_long`.
+        path : (frames, n_atoms, n_dim), or (n, frames, n_atoms, n_dim), at the model's ``stride``; repeat one to get several
+            continuations.  Frames of a molecule hold all atoms, or those that the representation keeps.
+        n_frames : of the result, those of ``path`` included.
+        overlap : frames of each snippet that are imposed from what is there; default a quarter of a snippet, or the whole
+            ``path`` where that is shorter.
+        kT, device : as in :meth:`sample`.
+        settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.long_trajectories.extend`.
+
+        Returns
+        -------
+        (n, n_frames, n_atoms, n_dim).
+
+        Raises
+        ------
+        DataError : the path is shorter than the overlap or longer than ``n_frames``, or kT does not fit the model.
+        ConfigError : the overlap leaves nothing to generate.
+        """
+        exact = self._encode(_copies(path, None))
+        shared = max(1, min(self.n_frames // 4, exact.shape[1])) if overlap is None else overlap
+
+        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, path: Tensor) -> Tensor:
+            return long_trajectories.extend(
+                denoiser, self.schedule, path, n_frames,
+                window=self.n_frames, overlap=shared, condition=condition, generator=generator, **settings,
+            )  # fmt: skip
+
+        x = self._batched(len(exact), self.n_frames, kT, integer_seed(seed, "extend"), some, exact.float(), device=device)
+        # the network computes in float32; what was given was not
+        return self._decode(torch.cat([exact, x[:, exact.shape[1] :].double()], dim=1))
+
+    def sample_long(
+        self,
+        n: int,
+        n_frames: int,
+        *,
+        overlap: int | None = None,
+        kT: Any = None,
+        seed: int,
+        n_calls: int = 20,
+        device: str = "auto",
+        **settings: Any,
+    ) -> Array:
+        """Return trajectories of any number of frames: :meth:`sample`, and :meth:`extend` from there.
+
+        Parameters
+        ----------
+        overlap, settings : as in :meth:`extend`.
+        kT, n_calls, device : as in :meth:`sample`.
 
         Raises
         ------
@@ -199,14 +255,10 @@ class FittedTrajectoryDiffusion:
         """
         if n_frames < 1:
             raise DataError(f"{n} trajectories of {n_frames} frames were asked for", "ask for at least one frame")
-        shared = max(1, self.n_frames // 4) if overlap is None else overlap
-
-        def some(denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator) -> Tensor:
-            return long_trajectories.generate_long(
-                denoiser, self.schedule, noise, n_frames, overlap=shared, condition=condition, generator=generator, **settings
-            )
-
-        return self._decode(self._batched(n, self.n_frames, kT, integer_seed(seed, "long"), some, device=device))
+        first = self.sample(n, kT=kT, seed=seed, n_calls=n_calls, device=device)
+        if n_frames <= self.n_frames:
+            return first[:, :n_frames]
+        return self.extend(first, n_frames, overlap=overlap, kT=kT, seed=seed, n_calls=n_calls, device=device, **settings)
 
     def _batched(self, n: int, n_frames: int, kT: Any, seed: int, draw: Any, *given: Tensor, device: str) -> Tensor:
         """Return draw(denoiser, noise, condition, generator, *given) for ``n`` snippets, some at a time."""
@@ -234,13 +286,13 @@ class FittedTrajectoryDiffusion:
         return (float(np.log(positive(kT, "kJ/mol", "kT"))) - mean) / spread
 
     def _encode(self, frames: Array) -> Tensor:
-        """Return x (n, frames, dimension), float64."""
+        """Return x (..., dimension), float64, of frames (..., n_atoms, n_dim)."""
         x = self.representation.encode(frames.reshape(-1, *frames.shape[-2:]))
         return torch.from_numpy(x).reshape(*frames.shape[:-2], -1)
 
     def _decode(self, x: Tensor) -> Array:
         positions = self.representation.decode(x.reshape(-1, x.shape[-1]).double().numpy())
-        return positions.reshape(*x.shape[:2], *positions.shape[1:])
+        return positions.reshape(*x.shape[:-1], *positions.shape[1:])
 
     def save(self, folder: str | Path) -> None:
         """Write the model to ``folder``: ``weights.safetensors`` and ``model.json``."""
@@ -287,11 +339,13 @@ def _copies(frames: Array, n: int | None) -> Array:
     return given
 
 
-def _frame_mask(mask: Any, frames: Array) -> BoolArray:
-    """Return the mask (frames,) of the frames of (..., frames, n_atoms, n_dim)."""
-    chosen, shape = np.asarray(mask), np.shape(frames)
-    if chosen.dtype != bool or chosen.shape != shape[-3:-2]:
+def _with_masks(frames: Array, mask: Any, n: int | None) -> tuple[Array, BoolArray]:
+    """Return (n, frames, n_atoms, n_dim) as :func:`_copies` does, and which of these frames the mask chooses, (n, frames)."""
+    chosen = np.asarray(mask)
+    given = _copies(frames, len(chosen) if n is None and chosen.ndim == 2 and np.ndim(frames) == 3 else n)
+    if chosen.dtype != bool or chosen.shape not in (given.shape[1:2], given.shape[:2]):
         raise DataError(
-            f"known frames have shape {shape}, the mask is {chosen.dtype} {chosen.shape}", "give a boolean for each frame: (frames,)"
+            f"known frames have shape {given.shape}, the mask is {chosen.dtype} {chosen.shape}",
+            "give a boolean for each frame: (frames,) for all snippets, or (n, frames)",
         )
-    return chosen
+    return given, np.broadcast_to(chosen, given.shape[:2]).copy()

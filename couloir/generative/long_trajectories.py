@@ -12,7 +12,7 @@ from couloir.errors import ConfigError, DataError
 from couloir.generative.conditioning import Method, inpaint
 from couloir.generative.denoiser import Denoiser
 from couloir.generative.schedule import NoiseSchedule
-from couloir.generative.solvers import Solver, sample
+from couloir.generative.solvers import Solver
 
 
 def extend(
@@ -52,7 +52,8 @@ def extend(
     ConfigError : when window and overlap do not fit, and as :func:`inpaint` does.
     DataError : when ``path`` is shorter than the overlap, longer than ``n_frames``, or not (n, frames, d).
     """
-    _check_windows(window, overlap)
+    if not 1 <= overlap < window:
+        raise ConfigError(f"an overlap of {overlap} frames does not fit a window of {window}", "impose from 1 to window - 1 frames")
     if path.ndim != 3 or not overlap <= path.shape[1] <= n_frames:
         raise DataError(f"a path of shape {tuple(path.shape)} cannot be continued", f"give (n, {overlap} to {n_frames} frames, d)")
     n, _, d = path.shape
@@ -67,50 +68,3 @@ def extend(
         )  # fmt: skip
         path = torch.cat([path, filled[:, overlap:]], dim=1)
     return path[:, :n_frames]
-
-
-def generate_long(
-    denoiser: Denoiser,
-    schedule: NoiseSchedule,
-    noise: Tensor,
-    n_frames: int,
-    *,
-    overlap: int,
-    method: str | Method = "guidance",
-    n_calls: int = 20,
-    resamples: int | None = None,
-    solver: str | Solver | None = None,
-    condition: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw trajectories longer than the denoiser's window: a first window, then :func:`extend`.
-
-    Parameters
-    ----------
-    noise : (n, window, d), normal of std ``schedule.prior_std()``, for the first window; its shape is that of all windows.
-    n_frames : frames of the result; the last window is cut where it is longer.
-    overlap, method, n_calls, resamples, condition, generator : as in :func:`extend`.
-    solver : as in :func:`inpaint` for the windows; the first, with nothing imposed, takes ``"dpmpp_2m"`` by default.
-
-    Returns
-    -------
-    (n, n_frames, d).
-
-    Raises
-    ------
-    ConfigError, DataError : as :func:`extend` does.
-    """
-    window = noise.shape[1]
-    _check_windows(window, overlap)
-    first = sample(denoiser, schedule, noise, solver=solver or "dpmpp_2m", n_calls=n_calls, condition=condition, generator=generator)
-    if n_frames <= window:
-        return first[:, :n_frames]
-    return extend(
-        denoiser, schedule, first, n_frames, window=window, overlap=overlap,
-        method=method, n_calls=n_calls, resamples=resamples, solver=solver, condition=condition, generator=generator,
-    )  # fmt: skip
-
-
-def _check_windows(window: int, overlap: int) -> None:
-    if not 1 <= overlap < window:
-        raise ConfigError(f"an overlap of {overlap} frames does not fit a window of {window}", "impose from 1 to window - 1 frames")

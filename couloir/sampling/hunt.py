@@ -185,7 +185,7 @@ def rebuilder(engine: Engine, ends: PathEnds) -> Rebuild:
     from couloir.sampling.rebuild import rebuild
 
     atoms, reference, seed = ends.atoms, ends.reference, integer_seed(ends.seed, "rebuild")
-    return lambda frames: rebuild(engine, engine.topology, frames, atoms, reference=reference, seed=seed)  # type: ignore[arg-type]
+    return lambda frames: rebuild(engine, frames, atoms, reference=reference, seed=seed)  # type: ignore[arg-type]
 
 
 def constrained(engine: Engine, state: State) -> State | None:

@@ -108,27 +108,25 @@ class Rebuilt:
 
 def rebuild(
     engine: OpenMMEngine,
-    topology: mdtraj.Topology,
-    heavy: Array,
-    atoms: Sequence[int] | IntArray,
+    frames: Array,
+    atoms: Sequence[int] | IntArray | None = None,
     *,
-    reference: State,
+    reference: State | None = None,
     seed: int,
     force_constant: Any = "2e5 kJ/mol/nm^2",
     relaxation: Any = None,
     max_displacement: Any = "0.02 nm",
     max_energy: float = 15.0,
 ) -> Rebuilt:
-    """Return all-atom states that dynamics can start from, for frames of heavy atoms.
-
-    Generated frames become the starting points of :func:`~couloir.sampling.reactive.reactive_seeds` by
-    ``rebuild=lambda frames: rebuild(engine, topology, frames, atoms, reference=state, seed=0)``.
+    """Return all-atom states that dynamics can start from, for frames of heavy atoms, such as ``model.sample`` or ``inpaint`` returns.
 
     Parameters
     ----------
-    heavy : (n, n_kept, 3) nm, positions of ``atoms``; one frame (n_kept, 3) counts as a batch of one.
-    atoms : (n_kept,) indices of the atoms given: every heavy atom, in any order, and hydrogens if wanted.
-    reference : a physical structure of the whole molecule, for local geometry, gates and box.
+    frames : (n, n_kept, 3) nm, positions of ``atoms``; paths (n_paths, n_frames, n_kept, 3) count as all their frames, path
+        after path, and one frame (n_kept, 3) as a batch of one.
+    atoms : (n_kept,) indices of the atoms given: every heavy atom, in any order, and hydrogens if wanted; default all atoms
+        where there are as many, else the heavy ones in the molecule's order, which is what models of heavy atoms generate.
+    reference : a physical structure of the whole molecule, for local geometry, gates and box; default the engine's own.
     seed : row i draws from its own stream.
     force_constant : of the restraint on every given atom during minimization.
     relaxation : time for which the hydrogens move; default 200 steps.
@@ -140,7 +138,8 @@ def rebuild(
     ------
     DataError : shapes or atoms do not fit, a heavy atom is not given, or a hydrogen has too few heavy atoms around it.
     """
-    x, kept = _checked(engine, topology, heavy, atoms, reference)
+    reference, topology = engine.molecule.state if reference is None else reference, engine.molecule.topology
+    x, kept = _checked(topology, frames, atoms, reference)
     finite = np.array(np.isfinite(x).all(axis=(1, 2)), dtype=bool)
     complete = place_hydrogens(topology, reference.positions, np.where(finite[:, None, None], x, reference.positions[kept]), kept)
     bench = _Bench(GeometryGates.of(topology, reference.positions), [None if ok else "finite" for ok in finite])
@@ -186,26 +185,35 @@ class _Bench:
             self.fail(np.flatnonzero(~passed), gate)
 
 
-def _checked(
-    engine: OpenMMEngine, topology: mdtraj.Topology, heavy: Array, atoms: Sequence[int] | IntArray, reference: State
-) -> tuple[Array, IntArray]:
-    kept = np.asarray(atoms, dtype=np.int64)
-    x = np.asarray(heavy, dtype=np.float64)
-    x = x[None] if x.ndim == 2 else x
-    if len(engine.masses) != topology.n_atoms or reference.positions.shape != (topology.n_atoms, 3):
+def _checked(topology: mdtraj.Topology, frames: Array, atoms: Sequence[int] | IntArray | None, reference: State) -> tuple[Array, IntArray]:
+    """Return frames (n, n_kept, 3) and the atoms that they hold (n_kept,)."""
+    if reference.positions.shape != (topology.n_atoms, 3):
         raise DataError(
-            f"the topology has {topology.n_atoms} atoms, the engine {len(engine.masses)} and the reference {len(reference.positions)}",
-            "give topology and reference of the engine's molecule",
+            f"the molecule has {topology.n_atoms} atoms and the reference {len(reference.positions)}", "give a whole structure as reference"
         )
+    x = np.asarray(frames, dtype=np.float64)
+    x = x[None] if x.ndim == 2 else x.reshape(-1, *x.shape[2:]) if x.ndim == 4 else x
+    if atoms is None:
+        heavy = [a.index for a in topology.atoms if not _is_hydrogen(a)]
+        kept = np.arange(topology.n_atoms) if x.shape[1:2] == (topology.n_atoms,) else np.array(heavy, dtype=np.int64)
+    else:
+        kept = np.asarray(atoms, dtype=np.int64)
     if kept.ndim != 1 or x.ndim != 3 or x.shape[1:] != (len(kept), 3):
-        raise DataError(f"heavy has shape {np.shape(heavy)}, expected (n, {len(kept)}, 3) for {len(kept)} atoms")
+        raise DataError(
+            f"frames have shape {np.shape(frames)}, expected (n, {len(kept)}, 3) or (n_paths, n_frames, {len(kept)}, 3)",
+            "name the atoms that the frames hold with atoms=" if atoms is None else "give as many positions as atoms",
+        )
     if len(set(kept.tolist())) != len(kept) or kept.min(initial=0) < 0 or kept.max(initial=0) >= topology.n_atoms:
         raise DataError(f"atoms {kept.tolist()} are not distinct indices of {topology.n_atoms} atoms")
     given = set(kept.tolist())
-    lost = [a for a in topology.atoms if a.index not in given and (a.element is None or a.element.symbol != "H")]
+    lost = [a for a in topology.atoms if a.index not in given and not _is_hydrogen(a)]
     if lost:
         raise DataError(f"heavy atom {lost[0]} (atom {lost[0].index}) is not given", "only hydrogens can be rebuilt")
     return x, kept
+
+
+def _is_hydrogen(atom: Any) -> bool:
+    return atom.element is not None and atom.element.symbol == "H"
 
 
 @dataclass(frozen=True)

@@ -4,39 +4,20 @@ import math
 
 import pytest
 import torch
+from exact_snippets import FRAMES, SCHEDULE, Snippets, covariance
 
 from couloir.errors import ConfigError, DataError
 from couloir.generative.conditioning import Guidance, inpaint, vary
-from couloir.generative.exact import GaussianMixture
-from couloir.generative.long_trajectories import extend, generate_long
+from couloir.generative.long_trajectories import extend
 from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet
-from couloir.generative.schedule import EDM, VPLinear
+from couloir.generative.schedule import VPLinear
 
-FRAMES, RATE, N = 10, 0.2, 2000
-SCHEDULE = EDM()
+N = 2000
 BOTH_ENDS, MIDDLE, SEVERAL = [0, FRAMES - 1], [4, 5], [0, 3, 4, 8]
 
 
 def seeded(seed=1):
     return torch.Generator().manual_seed(seed)
-
-
-def covariance(frames=FRAMES, rate=RATE):
-    """Ornstein-Uhlenbeck process of variance one: exp(-rate |i - j|)."""
-    i = torch.arange(frames, dtype=torch.float64)
-    return torch.exp(-rate * (i[:, None] - i).abs())
-
-
-class Snippets:
-    """The exact denoiser of a mixture of Gaussian processes, for snippets (n, frames, d) of independent coordinates."""
-
-    def __init__(self, weights, means, cov, schedule=SCHEDULE):
-        self.exact = GaussianMixture(weights, means, cov.expand(len(weights), *cov.shape)).denoiser(schedule)
-
-    def __call__(self, x_t, t, condition=None, /):
-        n, frames, d = x_t.shape
-        flat = x_t.transpose(1, 2).reshape(n * d, frames)
-        return self.exact(flat, t.repeat_interleave(d), None).reshape(n, d, frames).transpose(1, 2)
 
 
 def ornstein_uhlenbeck(frames=FRAMES, schedule=SCHEDULE):
@@ -277,7 +258,7 @@ def test_variations_of_a_path_keep_its_imposed_frames_and_are_bridges_at_the_hig
 @pytest.mark.parametrize("overlap", [1, 3])
 def test_long_trajectories_have_the_covariance_of_the_process_across_every_seam(overlap):
     frames = 22
-    x = generate_long(ornstein_uhlenbeck(), SCHEDULE, noise(), frames, overlap=overlap, generator=seeded(8), n_calls=30)
+    x = extend(ornstein_uhlenbeck(), SCHEDULE, stationary(), frames, window=FRAMES, overlap=overlap, generator=seeded(8), n_calls=30)
     assert x.shape == (N, frames, 1)
     found = x[..., 0].T @ x[..., 0] / N
     # var(sample covariance) = (1 + c^2) / N
@@ -331,6 +312,6 @@ def test_mistakes_are_named():
     with pytest.raises(ConfigError, match="outside this schedule"):
         vary(denoiser, SCHEDULE, stationary(2), 100.0)
     with pytest.raises(ConfigError, match="overlap of 10"):
-        generate_long(denoiser, SCHEDULE, noise(2), 30, overlap=10)
+        extend(denoiser, SCHEDULE, stationary(2), 30, window=FRAMES, overlap=10)
     with pytest.raises(DataError, match="cannot be continued"):
         extend(denoiser, SCHEDULE, stationary(2, 2), 30, window=FRAMES, overlap=3)

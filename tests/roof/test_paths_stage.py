@@ -216,6 +216,34 @@ def test_generated_first_paths_or_a_finding_and_steered_ones(tmp_path):
     assert (tmp_path / "toy.run/paths_model/model.json").exists()
 
 
+def test_generated_paths_are_kept_with_their_scores_and_not_made_anew(tmp_path, monkeypatch):
+    model = 'first_path = "inpainting"\nstride = 0.02\n[paths.model]\nduration = "20 ps"\nn_frames = 16\nsteps = 5\nwidth = 8\n'
+    text = edited(TOY, ("n_paths = 60", "n_paths = 2")) + model
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    # a kill after the paths were generated and shot from, before first paths are stored
+    with monkeypatch.context() as patch:
+        patch.setattr("couloir.paths_stage.keep_paths", killed)
+        assert start(tmp_path, text) != 0
+    with np.load(tmp_path / "toy.run/results/generated_paths.npz") as data:
+        before = dict(data)
+    assert before["positions"].shape == (64, 16, 1, 2)
+    assert before["jump_ratio"].shape == before["passed_jump"].shape == (64,)
+    assert float(before["stride"]) == 0.02
+    monkeypatch.setattr("couloir.generative.fitted_trajectories.FittedTrajectoryDiffusion.inpaint", killed)
+    assert start(tmp_path, text) == 0
+    rows = (tmp_path / "toy.run/results/generated_paths.csv").read_text().splitlines()
+    assert len(rows) == 65
+    assert rows[0].startswith("path,")
+    with np.load(tmp_path / "toy.run/results/generated_paths.npz") as data:
+        assert dict(data).keys() == before.keys()
+        np.testing.assert_array_equal(data["positions"], before["positions"])
+    passed = sum(row.endswith(",") for row in rows[1:])
+    assert f"A model generated 64 paths, of which {passed} passed every gate" in (tmp_path / "toy.run/report.html").read_text()
+
+
 @pytest.mark.parametrize("connect", [True, False])
 def test_generated_paths_that_fail_the_gates_are_shot_from_and_what_fails_counts(tmp_path, monkeypatch, connect):
     """Lines with a jump far beyond that of dynamics: no gate lets them pass, yet shots from them connect, if they may last long enough."""

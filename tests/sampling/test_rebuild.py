@@ -36,7 +36,7 @@ def heavy(engine: OpenMMEngine) -> npt.NDArray[np.int64]:
 def rebuilt(engine: OpenMMEngine, frames: Array, **settings: object) -> Rebuilt:
     """Rebuild frames of all atoms from their heavy atoms."""
     atoms = heavy(engine)
-    return rebuild(engine, engine.topology, frames[:, atoms], atoms, reference=engine.molecule.state, **{"seed": 1, **settings})
+    return rebuild(engine, frames[:, atoms], atoms, reference=engine.molecule.state, **{"seed": 1, **settings})
 
 
 def positions(result: Rebuilt) -> Array:
@@ -134,11 +134,20 @@ def test_a_representation_there_and_back_gives_frames_that_run(alanine: OpenMMEn
     fitted = representation_from(json.loads(json.dumps(fitted.to_dict())), fitted.arrays())
     noise = 0.004 / fitted.scale_of(0) * np.random.default_rng(2).standard_normal((20, 30))  # a model's error: 0.004 nm per coordinate
     generated = fitted.decode(fitted.encode(md[:20]) + noise)
-    result = rebuild(alanine, alanine.topology, generated, fitted.atoms, reference=alanine.molecule.state, seed=1)
+    result = rebuild(alanine, generated, fitted.atoms, reference=alanine.molecule.state, seed=1)
     assert len(result.rows) == 20
     assert result.displacement.max() < 0.01
     # strain of 0.004 nm on nine stiff bonds would cost tens of kT; little of it is left
     assert np.median(result.energies) < np.median(alanine.energies(md)) + 5 * alanine.kT
+
+
+def test_paths_of_heavy_atoms_are_rebuilt_frame_after_frame_without_being_told_their_atoms(alanine: OpenMMEngine, md: Array) -> None:
+    atoms = heavy(alanine)
+    paths = md[:6, atoms].reshape(2, 3, len(atoms), 3)
+    result = rebuild(alanine, paths, seed=1)
+    expected = rebuilt(alanine, md[:6])
+    np.testing.assert_array_equal(positions(result), positions(expected))
+    assert len(rebuild(alanine, md[:2].reshape(1, 2, -1, 3), seed=1).passed) == 2
 
 
 def test_nonsense_is_reported_by_the_gate_it_fails_and_not_returned(alanine: OpenMMEngine, md: Array) -> None:
@@ -281,7 +290,7 @@ def test_rebuilt_barrier_frames_of_a_heavy_atom_model_lead_to_reactive_paths() -
     model = CarbonsTurned(engine)
     found = reactive_seeds(
         model, engine, trans, gauche, 1, seed=1, n_generate=8, max_duration="4 ps", **ends,
-        rebuild=lambda frames: rebuild(engine, engine.topology, frames, model.representation.atoms, reference=state, seed=1),
+        rebuild=lambda frames: rebuild(engine, frames, model.representation.atoms, reference=state, seed=1),
     )  # fmt: skip
     assert found.counts["not rebuilt"] == 0
     assert found.counts["force evaluations of rebuilding"] > 200 * found.counts["shots"]
@@ -326,11 +335,13 @@ def test_what_does_not_fit_is_refused_by_name(alanine: OpenMMEngine) -> None:
     atoms, state = heavy(alanine), alanine.molecule.state
     given = state.positions[None, atoms]
     with pytest.raises(DataError, match=r"NME.*is not given"):
-        rebuild(alanine, alanine.topology, given[:, :-1], atoms[:-1], reference=state, seed=1)
+        rebuild(alanine, given[:, :-1], atoms[:-1], reference=state, seed=1)
     with pytest.raises(DataError, match=r"expected \(n, 10, 3\)"):
-        rebuild(alanine, alanine.topology, given[:, :-1], atoms, reference=state, seed=1)
+        rebuild(alanine, given[:, :-1], atoms, reference=state, seed=1)
     with pytest.raises(DataError, match="reference"):
-        rebuild(alanine, alanine.topology, given, atoms, reference=State(given[0]), seed=1)
+        rebuild(alanine, given, atoms, reference=State(given[0]), seed=1)
+    with pytest.raises(DataError, match="name the atoms"):
+        rebuild(alanine, given[:, :-1], seed=1)
     ethane = engine_of(systems.ethane())
     with pytest.raises(DataError, match="direction of the hydrogens"):
-        rebuild(ethane, ethane.topology, ethane.molecule.state.positions[None, :2], [0, 1], reference=ethane.molecule.state, seed=1)
+        rebuild(ethane, ethane.molecule.state.positions[None, :2], [0, 1], reference=ethane.molecule.state, seed=1)

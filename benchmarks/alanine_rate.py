@@ -32,7 +32,6 @@ from couloir.analysis.reweighted_paths import ReweightedPaths
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface_agreement import agreement
 from couloir.cv import Dihedral
-from couloir.errors import Finding
 from couloir.generative import TrajectoryDiffusion
 from couloir.paths_stage import about_first
 from couloir.pipeline import execute
@@ -48,8 +47,6 @@ BY_CHANCE = 0.05
 """Free energies agree when differences as large as theirs have this chance: as for rates, two standard errors, of many cells together."""
 KNOWN_BY = 50
 """Departures of brute force that come to an interface, from which on it is known how likely that is."""
-ARRAYS = ("interfaces", "ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b", "stride", "force_evaluations")
-"""What is kept of interface samples, besides phi along paths."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +85,8 @@ def sampled(md: OpenMMEngine, given: PathEnsemble, scale: str, sign: float, repe
         size = SCALES[scale]
         samples = sampling.run(n_cycles=size.cycles, seed=3 + 10 * repeat, n_sets=size.sets, record=[system.torsion(md)])
         print(samples, samples.rate, sep="\n", flush=True)
-        fields = {key: getattr(samples, key) for key in ARRAYS}
-        told = np.array([(f.code, f.message, f.fix or "") for f in samples.findings], dtype=str).reshape(-1, 3)
-        np.savez_compressed(file, **fields, phi=np.concatenate(samples.series["phi"]).astype(np.float32), findings=told)
-    with np.load(file) as data:
-        kept: dict[str, Any] = {key: data[key] for key in ARRAYS}
-        phi = np.split(data["phi"].astype(float), np.cumsum(kept["length"])[:-1])
-        findings = tuple(Finding(*map(str, row)) for row in data["findings"])
-    kept |= {"stride": float(kept["stride"]), "force_evaluations": int(kept["force_evaluations"])}
-    angle: dict[str, Any] = {"series": {"phi": tuple(phi)}, "periods": {"phi": 2 * np.pi}, "units": {"phi": "rad"}}
-    return InterfaceSamples(along=system.progress(md, sign).name, unit="rad", findings=findings, **kept, **angle)
+        samples.save(file)
+    return InterfaceSamples.load(file)
 
 
 def generated(md: OpenMMEngine, n: int, by_steering: float) -> list[Row]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from couloir.units import per_time
 
 if TYPE_CHECKING:
     from couloir.analysis.interface_samples import InterfaceSamples
+    from couloir.analysis.reweighted_paths import ReweightedPaths
     from couloir.analysis.surface import Estimate
+
+FEWEST_IN_CHANNELS = 10
+"""Different paths below which a group may be a path or two that happen to be alike."""
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
@@ -34,6 +40,38 @@ def tried(samples: InterfaceSamples) -> dict[str, Any]:
     counts = {"shots": samples.outcomes, "exchanges": samples.exchanges}
     names = [ensemble_name(number) for number in range(MINUS, len(samples.interfaces))]
     return {"ensembles": names, **{what: {key: n.tolist() for key, n in found.items()} for what, found in counts.items()}}
+
+
+def channels_of(paths: ReweightedPaths, names: Sequence[str]) -> dict[str, Any] | None:
+    """Return channels of the reactive paths from A along CVs, for ``rates.json``; None for a single CV, which tells no ways apart.
+
+    Of fewer than :data:`FEWEST_IN_CHANNELS` different paths only their number is told.
+    """
+    from couloir.analysis.path_independence import series_means
+
+    side = paths.sides[0]
+    samples = side.samples
+    if len(names) < 2:
+        return None
+    told: dict[str, Any] = {"along": list(names), "units": [samples.units.get(name, "") for name in names]}
+    reactive = np.flatnonzero(samples.ends_in_b & (samples.ensemble >= 0))
+    n = len({tuple(side.series(name)[row].tobytes() for name in names) for row in reactive})
+    if n < FEWEST_IN_CHANNELS:
+        return {**told, "paths": n, "channels": []}
+    found, weights = paths.channels(names), side.weights.per_path
+    means = np.column_stack(
+        [found.means(series_means(side.series(name), samples.periods.get(name)), weights, samples.periods.get(name)) for name in names]
+    )
+    rows = [
+        {
+            "paths": int((found.label == k).sum()),
+            "share": as_json(share),
+            "means": means[k].tolist(),
+            "most_central": f"set {samples.chain[medoid]}, cycle {samples.step[medoid]}",
+        }
+        for k, (share, medoid) in enumerate(zip(found.shares, found.medoids, strict=True))
+    ]
+    return {**told, "paths": n, "silhouette": finite(found.silhouette), "channels": rows}
 
 
 def readable(number: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from couloir.cv import CollectiveVariable, FunctionOfCVs, LinearCombination, Reg
 from couloir.cv.base import wrap
 from couloir.errors import ConfigError, DataError, Finding, SimulationError
 from couloir.paths_stage import keep_paths, kept_paths, states_of
-from couloir.rates_numbers import as_json, finite, summary, tried
+from couloir.rates_numbers import as_json, channels_of, finite, summary, tried
 from couloir.run import Run, write_json
 from couloir.sampling.interface_checkpoint import stored_cycles as checkpointed
 from couloir.sampling.interface_starts import evenly, free_of_first
@@ -126,6 +126,7 @@ def sample_rates(run: Run, engine: Any, paths: PathEnsemble, cvs: dict[str, Coll
         both = reweighted_paths(*samples)
         found |= {"population": as_json(both.population), "reactive_flux": as_json(both.reactive_flux)}
         found["freedom"] = finite(min(side.weights.freedom for side in both.sides))
+        found["channels"] = channels_of(both, names)
         _save_maps(run, both, names, engine.temperature)
     except DataError as error:
         raise SimulationError(f"no rate follows from the paths so far: {error.message}", _FIXES["rate-uncertain"]) from None

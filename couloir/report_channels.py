@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,40 +13,94 @@ from couloir.analysis.channels import APART, MOST_CHANNELS, Channels
 from couloir.analysis.path_ensemble import PathEnsemble
 from couloir.analysis.path_independence import path_means
 from couloir.analysis.plots import label
-from couloir.analysis.timeseries import on_circle
 from couloir.cv import CollectiveVariable
+from couloir.rates_numbers import FEWEST_IN_CHANNELS
 from couloir.report_html import Page
 from couloir.trajectory import Array
-
-_FEWEST = 10  # paths below which a group may be a path or two that happen to be alike
 
 
 def write_channels(page: Page, paths: PathEnsemble, cvs: Sequence[CollectiveVariable]) -> None:
     """Say how many channels the paths that count follow along several CVs, and where each goes; nothing is said of a single CV."""
     if len(cvs) < 2 or not paths.weights.any():
         return
-    names = " and ".join(filter(None, (", ".join(cv.name for cv in cvs[:-1]), cvs[-1].name)))
     n = int((paths.weights > 0).sum())
-    if n < _FEWEST:
-        page.add(web.paragraph(f"{n} paths that count are too few to tell channels along {names} apart."))
+    if n < FEWEST_IN_CHANNELS:
+        page.add(web.paragraph(f"{n} paths that count are too few to tell channels along {listed([cv.name for cv in cvs])} apart."))
         return
     found = paths.channels(cvs)
-    means = channel_means(paths, found, cvs)
-    if len(found.shares) == 1:
-        where = ", ".join(f"{cv.name} is {_short(mean)}{f' {cv.unit}' if cv.unit else ''}" for cv, mean in zip(cvs, means[0], strict=True))
-        text = (
-            f"Compared along {names}, all {n} paths that count follow one channel: no division into 2 to {MOST_CHANNELS} groups sets "
-            f"them clearly apart (mean silhouette below {APART:g}). On average over these paths, {where}."
-        )
+    central = [f"chain {paths.chain[medoid]}, step {paths.step[medoid]}" for medoid in found.medoids]
+    shown = Shown(
+        [(cv.name, cv.unit) for cv in cvs],
+        np.bincount(found.label).tolist(),
+        [(share.value, share.standard_error) for share in found.shares],
+        channel_means(paths, found, cvs).tolist(),
+        central,
+        found.silhouette,
+    )
+    page.add(*shown.parts("paths that count", "how often chains change channel and how far they lie apart"))
+
+
+def write_weighted_channels(page: Page, told: Mapping[str, Any] | None) -> None:
+    """Say the same of the weighted paths of ``rates.json``; nothing of a single CV, and of runs of earlier versions."""
+    if told is None:
+        return
+    rows = told["channels"]
+    if not rows:
+        text = f"{told['paths']} different paths from A to B are too few to tell channels along {listed(told['along'])} apart."
         page.add(web.paragraph(text))
         return
-    text = (
-        f"Compared along {names}, the {n} paths that count follow {len(found.shares)} channels (mean silhouette {found.silhouette:.2f}, "
-        "1 for channels far apart). The share of a channel is that of the paths' weight, with a standard error from how often chains "
-        "change channel and how far they lie apart. A channel that no chain has been in is not known."
-    )
-    header = ("channel", "paths", "share", "standard error", *(f"mean {label(cv.name, cv.unit)}" for cv in cvs), "most central path")
-    page.add(web.paragraph(text), web.table(header, _rows(paths, found, means)))
+    shares = [(row["share"]["value"], np.nan if row["share"]["standard_error"] is None else row["share"]["standard_error"]) for row in rows]
+    shown = Shown(
+        list(zip(told["along"], told["units"], strict=True)), [row["paths"] for row in rows], shares, [row["means"] for row in rows],
+        [row["most_central"] for row in rows], np.nan if told["silhouette"] is None else told["silhouette"],
+    )  # fmt: skip
+    page.add(*shown.parts("weighted paths from A to B, repeats counted,", "the blocks of the rate and how far sets lie apart"))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Channels as a report shows them.
+
+    Attributes
+    ----------
+    cvs : names and units of what paths were compared along.
+    counts, shares, means, central : per channel, its paths, share with standard error, mean of every CV, name of its most central path.
+    silhouette : see :class:`~couloir.analysis.channels.Channels`.
+    """
+
+    cvs: Sequence[tuple[str, str]]
+    counts: Sequence[int]
+    shares: Sequence[tuple[float, float]]
+    means: Sequence[Sequence[float]]
+    central: Sequence[str]
+    silhouette: float
+
+    def parts(self, paths: str, errors: str) -> tuple[str, ...]:
+        """Return the text, and the table where there are several channels; ``paths`` and ``errors`` say what these are and are from."""
+        names, n = listed([name for name, _ in self.cvs]), sum(self.counts)
+        if len(self.counts) == 1:
+            where = ", ".join(
+                f"{name} is {_short(mean)}{f' {unit}' if unit else ''}" for (name, unit), mean in zip(self.cvs, self.means[0], strict=True)
+            )
+            text = (
+                f"Compared along {names}, all {n} {paths} follow one channel: no division into 2 to {MOST_CHANNELS} groups sets "
+                f"them clearly apart (mean silhouette below {APART:g}). On average over these paths, {where}."
+            )
+            return (web.paragraph(text),)
+        text = (
+            f"Compared along {names}, the {n} {paths} follow {len(self.counts)} channels (mean silhouette {self.silhouette:.2f}, "
+            f"1 for channels far apart). The share of a channel is that of the paths' weight, with a standard error from {errors}. "
+            "A channel that no chain has been in is not known."
+        )
+        header = ("channel", "paths", "share", "standard error", *(f"mean {label(*cv)}" for cv in self.cvs), "most central path")
+        return web.paragraph(text), web.table(header, self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for k, (n, (share, error)) in enumerate(zip(self.counts, self.shares, strict=True)):
+            known = f"{error:.2g}" if np.isfinite(error) else "unknown"
+            rows.append((str(k + 1), str(n), f"{share:.3g}", known, *map(_short, self.means[k]), self.central[k]))
+        return rows
 
 
 def channel_means(paths: PathEnsemble, found: Channels, cvs: Sequence[CollectiveVariable]) -> Array:
@@ -52,23 +108,12 @@ def channel_means(paths: PathEnsemble, found: Channels, cvs: Sequence[Collective
 
     The mean of a periodic CV is that on the circle.
     """
-    out = np.empty((len(found.shares), len(cvs)))
-    members = [found.rows[found.label == k] for k in range(len(found.shares))]
-    for j, cv in enumerate(cvs):
-        points = on_circle(path_means(cv, paths.paths), cv.period)
-        for k, rows in enumerate(members):
-            center = np.average(points[rows], axis=0, weights=paths.weights[rows])
-            out[k, j] = center[0] if cv.period is None else np.arctan2(center[1], center[0]) * cv.period / (2 * np.pi)
-    return out
+    return np.column_stack([found.means(path_means(cv, paths.paths), paths.weights, cv.period) for cv in cvs])
 
 
-def _rows(paths: PathEnsemble, found: Channels, means: Array) -> list[tuple[str, ...]]:
-    rows = []
-    for k, (share, medoid) in enumerate(zip(found.shares, found.medoids, strict=True)):
-        error = f"{share.standard_error:.2g}" if np.isfinite(share.standard_error) else "unknown"
-        central = f"chain {paths.chain[medoid]}, step {paths.step[medoid]}"
-        rows.append((str(k + 1), str(int((found.label == k).sum())), f"{share.value:.3g}", error, *map(_short, means[k]), central))
-    return rows
+def listed(names: Sequence[str]) -> str:
+    """Return names as in "x, y and z"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _short(value: float) -> str:

@@ -15,6 +15,7 @@ from couloir.errors import CouloirError, DataError, Finding
 from couloir.rates_agreement import agreements
 from couloir.rates_numbers import readable
 from couloir.rates_stage import finished, recorded, stored_cycles
+from couloir.report_channels import write_weighted_channels
 from couloir.report_data import RunData
 from couloir.report_figures import COLORS, LINE, new
 from couloir.report_html import Page
@@ -39,6 +40,7 @@ def write_rates(page: Page, data: RunData) -> None:
         page.add(web.paragraph("These are the rates of an earlier request: what is asked for now is not finished.", "soft"))
     header: tuple[str, ...] = ("", "k", "standard error", "95 % interval", "mean waiting time")
     page.add(web.paragraph(_said(found)), web.table(header, _rates(found)))
+    write_weighted_channels(page, found.get("channels"))
     text = "Probability that a path that leaves A (B) reaches a value of the order parameter before it returns; bars: 95 % intervals."
     drawn, said = [page.vector(crossing_figure(found), text)], []
     beside = agreements(data.run, found, data.surfaces)

@@ -2,7 +2,7 @@
 
 from couloir.analysis._mbar_torch import MbarSolution, solve_mbar
 from couloir.analysis.allocation import allocate
-from couloir.analysis.channels import Channels, channels
+from couloir.analysis.channels import Channels
 from couloir.analysis.connectivity import WindowGraph, window_graph
 from couloir.analysis.crossing import CrossingProbability, InterfaceRate, crossing_probability, interface_rate
 from couloir.analysis.diagnostics import convergence, diagnose
@@ -29,7 +29,7 @@ __all__ = [
     "InterfaceSamples", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "PathDensity", "PathEnsemble",
     "PositiveEstimate", "RateMatrix", "ReducedState", "Reweighted", "ReweightedPaths",
     "StreamedWham", "WhamResult", "WindowGraph",
-    "allocate", "channels", "convergence",
+    "allocate", "convergence",
     "crossing_probability", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface",
     "interface_rate", "landscape", "mbar", "minimum_free_energy_path", "rate_matrix", "reweight", "reweighted_paths", "solve_mbar",
     "statistical_inefficiency", "wham", "window_graph",

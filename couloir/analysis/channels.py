@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from couloir.analysis.crossing import estimate
 from couloir.analysis.interface_samples import MINUS
-from couloir.analysis.reweighted_paths import PathSide, ReweightedPaths
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate
 from couloir.analysis.timeseries import on_circle
@@ -21,6 +21,7 @@ from couloir.trajectory import Array
 
 if TYPE_CHECKING:
     from couloir.analysis.path_ensemble import PathEnsemble
+    from couloir.analysis.reweighted_paths import PathSide, ReweightedPaths
 
 MOST_CHANNELS = 6
 """Channels that are tried where their number is not given."""
@@ -50,36 +51,47 @@ class Channels:
     shares: tuple[Estimate, ...]
     silhouette: float
 
+    def means(self, values: npt.ArrayLike, weights: npt.ArrayLike, period: float | None) -> Array:
+        """Return the mean over the paths of each channel (n_channels,), of values and weights of all paths; on the circle for a period."""
+        points, weight = on_circle(np.asarray(values, dtype=np.float64), period), np.asarray(weights)
+        members = [self.rows[self.label == k] for k in range(len(self.shares))]
+        centers = np.array([np.average(points[rows], axis=0, weights=weight[rows]) for rows in members])
+        return centers[:, 0] if period is None else np.asarray(np.arctan2(centers[:, 1], centers[:, 0]) * period / (2 * np.pi))
 
-def channels(paths: ReweightedPaths, along: Sequence[str], n: int, *, points: int = 20) -> Channels:
-    """Return ``n`` channels of the reactive paths from A, by k-medoids.
 
-    Each CV along a path is read at ``points`` even fractions of the path's duration and divided by its spread over reactive paths
-    (a periodic one becomes a point on a circle); the distance of two paths is Euclidean.  Medoids start far from each other
-    and move to the path of least summed distance until none moves.  Repeats of a path count by their weight in shares only.
-
-    Parameters
-    ----------
-    paths : reweighted paths with series of the CVs.
-    along : names of CVs.
-    n : number of channels; compare ``silhouette`` of several.
-    points : per path.
-
-    Raises
-    ------
-    DataError : a series is missing, or there are fewer than ``n`` different reactive paths.
-    """
+def weighted_channels(paths: ReweightedPaths, along: str | Sequence[str], n: int | None = None, *, points: int = 20) -> Channels:
+    """Return the channels of the reactive paths from A; see :meth:`ReweightedPaths.channels`."""
     side = paths.sides[0]
-    samples = side.samples
-    rows = np.flatnonzero(samples.ends_in_b & (samples.ensemble != MINUS))
+    names = (along,) if isinstance(along, str) else tuple(along)
+    if not names:
+        raise DataError("there is no CV to tell channels apart", "give some along which paths differ")
+    rows = np.flatnonzero(side.samples.ends_in_b & (side.samples.ensemble != MINUS))
     if not len(rows):
         raise DataError("no path reaches B: there are no channels", "sample more paths")
-    series = [(_series(side, name), side.samples.periods.get(name)) for name in along]
+    series = [(side.series(name), side.samples.periods.get(name)) for name in names]
     found = _grouped(np.column_stack([_resampled([y[r] for r in rows], period, points) for y, period in series]), n)
-    flow = side.weights.sums(rows, np.ones(len(rows)), found.label, n)
+    flow = side.weights.sums(rows, np.ones(len(rows)), found.label, len(found.centers))
     order = np.argsort(-flow[0], kind="stable")
     shares = flow / flow.sum(axis=1, keepdims=True)
-    return found.channels(tuple(along), rows, order, [estimate(shares[:, k], "") for k in order])
+    apart = _apart(side, rows, found.label, shares[0])
+    estimates = [estimate(shares[:, k], "") for k in order]
+    known = [replace(one, standard_error=max(one.standard_error, apart[k])) for one, k in zip(estimates, order, strict=True)]
+    return found.channels(names, rows, order, known)
+
+
+def _apart(side: PathSide, rows: IntArray, label: IntArray, shares: Array) -> Array:
+    """Return the error of each share by how far chains lie apart, (n_channels,); 0 for a single chain.
+
+    Blocks are as long as lengths and crossings are remembered; a chain may stay in its channel for longer than that.
+    """
+    _, chain = np.unique(side.samples.chain[rows], return_inverse=True)
+    n = len(np.unique(side.samples.chain))
+    if n < 2:
+        return np.zeros(len(shares))
+    weight = side.weights.per_path[rows]
+    flow = np.bincount(chain * len(shares) + label, weight, (chain.max() + 1) * len(shares)).reshape(-1, len(shares))
+    off = (flow - flow.sum(axis=1, keepdims=True) * shares) / flow.sum()
+    return np.asarray(np.sqrt((off**2).sum(axis=0) * n / (n - 1)))
 
 
 def ensemble_channels(
@@ -136,13 +148,6 @@ def _split(distance: Array, n: int) -> tuple[IntArray, float]:
     """Return ``n`` medoids and the mean silhouette of their groups."""
     medoids = _medoids(distance, n)
     return medoids, _silhouette(distance, distance[:, medoids].argmin(axis=1)) if n > 1 else float("nan")
-
-
-def _series(side: PathSide, name: str) -> tuple[Array, ...]:
-    series = side.samples.series.get(name)
-    if series is None:
-        raise DataError(f"paths have no series of {name}", "record the CV along paths")
-    return series
 
 
 def _resampled(series: Sequence[Array], period: float | None, points: int) -> Array:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from couloir.analysis import interface_files
 from couloir.analysis.samples import IntArray
 from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError, Finding
@@ -152,7 +154,7 @@ class InterfaceSamples:
         rows = np.flatnonzero(self.step > step)
         if not len(rows):
             raise DataError(f"no path was sampled after step {step}", f"the last step is {self.step.max()}")
-        arrays = {name: getattr(self, name)[rows] for name in _ROWS}
+        arrays = {name: getattr(self, name)[rows] for name in interface_files.ROWS}
         series = {name: tuple(values[i] for i in rows) for name, values in self.series.items()}
         return replace(self, **arrays, series=series, paths=tuple(self.paths[i] for i in rows) if self.paths else ())
 
@@ -176,11 +178,20 @@ class InterfaceSamples:
             self, series={**self.series, **series}, periods={**self.periods, **periods}, units={**self.units, **units},
         )  # fmt: skip
 
+    def save(self, file: str | Path) -> None:
+        """Write everything to one npz file (no pickles), of paths their frames; it is replaced at once or not at all."""
+        interface_files.save(self, file)
+
+    @classmethod
+    def load(cls, file: str | Path) -> InterfaceSamples:
+        """Read what :meth:`save` wrote, bit for bit; raises DataError when the file is something else."""
+        return cls(**interface_files.load(file))
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per path."""
         import pandas as pd
 
-        table = {name: getattr(self, name) for name in _ROWS}
+        table = {name: getattr(self, name) for name in interface_files.ROWS}
         return pd.DataFrame({**table, "duration_ps": self.inside * self.stride})
 
     def __str__(self) -> str:
@@ -212,7 +223,3 @@ def _tally(title: str, names: Sequence[str], outcomes: Mapping[str, IntArray]) -
         return []
     lines = [f"  {title:>11}" + "".join(f" {reason:>11}" for reason in outcomes)]
     return lines + [f"  {name:>11}" + "".join(f" {count[i]:>11}" for count in outcomes.values()) for i, name in enumerate(names)]
-
-
-_ROWS = ("ensemble", "chain", "step", "maximum", "minimum", "length", "ends_in_b")
-"""The attributes with one number per path."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from couloir.analysis.samples import IntArray
 from couloir.errors import DataError, Finding
-from couloir.trajectory import Trajectory
+from couloir.trajectory import Array, Trajectory
 
 if TYPE_CHECKING:
     import mdtraj
@@ -21,51 +25,77 @@ if TYPE_CHECKING:
 FORMAT = "couloir-paths-1"
 ROWS = ("chain", "step", "multiplicity", "decorrelated", "shooting")
 """Arrays of an ensemble with one entry per path."""
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading an archive raises that is damaged or holds something else."""
 _FRAMES = ("positions", "velocities", "boxes")
 _PART = ".part"
 
 
 def save(paths: PathEnsemble, file: str | Path) -> None:
     """Write an ensemble to one npz file (no pickles); a file that is there stays whole until the new one is complete."""
-    first = paths.paths[0]
-    held = [name for name in _FRAMES if getattr(first, name) is not None]
-    if any((getattr(path, name) is None) == (name in held) for path in paths.paths for name in _FRAMES):
-        raise DataError("some paths have velocities or boxes and others have none", "save those of one run")
     meta = {
-        "format": FORMAT, "stride": first.stride, "force_evaluations": paths.force_evaluations, "outcomes": list(paths.outcomes),
-        "findings": [asdict(finding) for finding in paths.findings], "topology": _described(first.topology),
+        "format": FORMAT, "stride": paths.stride, "force_evaluations": paths.force_evaluations, "outcomes": list(paths.outcomes),
+        "findings": [asdict(finding) for finding in paths.findings], "topology": described(paths.paths[0].topology),
     }  # fmt: skip
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(path, name) for path in paths.paths]) for name in held}
-    arrays |= {name: getattr(paths, name) for name in ROWS}
+    arrays: dict[str, Any] = frames_of(paths.paths) | {name: getattr(paths, name) for name in ROWS}
     arrays |= {f"outcome_{i}": np.asarray(counts) for i, counts in enumerate(paths.outcomes.values())}
-    target = Path(file)
-    part = target.with_name(target.name + _PART)
-    with part.open("wb") as out:
-        np.savez_compressed(out, meta=np.array(json.dumps(meta)), lengths=paths.lengths, **arrays)
-    part.replace(target)
+    write_archive(file, meta, {"lengths": paths.lengths, **arrays})
 
 
 def load(file: str | Path) -> dict[str, Any]:
     """Return the fields of the ensemble that :func:`save` wrote; raises DataError when the file is something else."""
     try:
         with np.load(file, allow_pickle=False) as data:
-            meta = json.loads(str(data["meta"]))
-            if meta["format"] != FORMAT:
-                raise DataError(f"{file} holds {meta['format']!r}, expected {FORMAT!r}")
-            cuts = np.cumsum(data["lengths"])[:-1]
-            frames = {name: np.split(data[name], cuts) for name in _FRAMES if name in data}
-            topology = _rebuilt(meta["topology"])
-            paths = tuple(
-                Trajectory(stride=meta["stride"], topology=topology, **dict(zip(frames, parts, strict=True)))
-                for parts in zip(*frames.values(), strict=True)
-            )
+            meta = read_meta(data, file, FORMAT)
             return {
-                "paths": paths, **{name: data[name] for name in ROWS}, "force_evaluations": meta["force_evaluations"],
+                "paths": paths_from(data, data["lengths"], meta),
+                **{name: data[name] for name in ROWS},
+                "force_evaluations": meta["force_evaluations"],
                 "outcomes": {name: data[f"outcome_{i}"] for i, name in enumerate(meta["outcomes"])},
                 "findings": tuple(Finding(**finding) for finding in meta["findings"]),
-            }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            }
+    except DAMAGED as error:
         raise DataError(f"{file} does not hold saved paths: {error}") from error
+
+
+def write_archive(file: str | Path, meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Write arrays and what JSON can tell to one npz file; a file that is there stays whole until the new one is complete."""
+    target = Path(file)
+    part = target.with_name(target.name + _PART)
+    with part.open("wb") as out:
+        np.savez_compressed(out, meta=np.array(json.dumps(meta)), **arrays)
+    part.replace(target)
+
+
+def read_meta(data: Mapping[str, Any], file: str | Path, expected: str) -> dict[str, Any]:
+    """Return what :func:`write_archive` was told beside arrays; raises DataError when the archive is of another format."""
+    meta: dict[str, Any] = json.loads(str(data["meta"]))
+    if meta["format"] != expected:
+        raise DataError(f"{file} holds {meta['format']!r}, expected {expected!r}")
+    return meta
+
+
+def frames_of(paths: Sequence[Trajectory]) -> dict[str, Array]:
+    """Return positions, and velocities and boxes where there are any, of all paths one after the other.
+
+    Raises
+    ------
+    DataError : some paths have velocities or boxes and others have none.
+    """
+    held = [name for name in _FRAMES if getattr(paths[0], name) is not None]
+    if any((getattr(path, name) is None) == (name in held) for path in paths for name in _FRAMES):
+        raise DataError("some paths have velocities or boxes and others have none", "save those of one run")
+    return {name: np.concatenate([getattr(path, name) for path in paths]) for name in held}
+
+
+def paths_from(data: Mapping[str, Any], lengths: IntArray, meta: Mapping[str, Any]) -> tuple[Trajectory, ...]:
+    """Return paths of ``lengths`` from their frames one after the other, with the stride and the topology in ``meta``."""
+    frames = {name: np.split(data[name], np.cumsum(lengths)[:-1]) for name in _FRAMES if name in data}
+    topology = _rebuilt(meta["topology"])
+    return tuple(
+        Trajectory(stride=meta["stride"], topology=topology, **dict(zip(frames, parts, strict=True)))
+        for parts in zip(*frames.values(), strict=True)
+    )
 
 
 def export(paths: PathEnsemble, folder: str | Path, *, every_path: bool = False) -> list[Path]:
@@ -87,7 +117,7 @@ def export(paths: PathEnsemble, folder: str | Path, *, every_path: bool = False)
     return [place / name for name in names.values()]
 
 
-def _described(topology: mdtraj.Topology | None) -> dict[str, Any] | None:
+def described(topology: mdtraj.Topology | None) -> dict[str, Any] | None:
     """Return a topology as JSON."""
     if topology is None:
         return None

@@ -13,11 +13,15 @@ from couloir.trajectory import Array, Trajectory
 
 def path_means(cv: CollectiveVariable, paths: Sequence[Trajectory]) -> Array:
     """Return the mean of a CV over each path (n_paths,), on the circle where it is periodic."""
-    values = [cv.evaluate(path.positions) for path in paths]
-    if cv.period is None:
-        return np.array([v.mean() for v in values])
-    turn = 2 * np.pi / cv.period
-    return np.array([np.angle(np.exp(1j * turn * v).mean()) / turn for v in values])
+    return series_means([cv.evaluate(path.positions) for path in paths], cv.period)
+
+
+def series_means(series: Sequence[Array], period: float | None) -> Array:
+    """Return the mean of each series of values, (n_series,), on the circle where they are periodic."""
+    if period is None:
+        return np.array([values.mean() for values in series])
+    turn = 2 * np.pi / period
+    return np.array([np.angle(np.exp(1j * turn * values).mean()) / turn for values in series])
 
 
 def n_effective_by_chains(series: Sequence[Array], period: float | None) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from couloir.analysis.surface import Estimate, FreeEnergySurface
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
 from couloir.units import GAS_CONSTANT, convert
+
+if TYPE_CHECKING:
+    from couloir.analysis.channels import Channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,15 @@ class PathSide:
         """1 for paths that go on to B before A, else 0, (n_paths,); a path of [0-] lies in its own state."""
         crossed = self.samples.ends_in_b & (self.samples.ensemble != MINUS)
         return np.asarray(crossed != self.from_b, dtype=np.float64)
+
+    def series(self, name: str) -> tuple[Array, ...]:
+        """Return a CV along every path; raises DataError when it was not recorded."""
+        if name not in self.samples.series:
+            known = ", ".join(self.samples.series) or "none"
+            raise DataError(
+                f"paths from {'B' if self.from_b else 'A'} have no series of {name} (recorded: {known})", "record the CV along paths"
+            )
+        return self.samples.series[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +187,29 @@ class ReweightedPaths:
             names, tuple((e[1:] + e[:-1]) / 2 for e in edges), share[0].reshape(shape), error.reshape(shape), self.findings
         )  # fmt: skip
 
+    def channels(self, along: str | Sequence[str], n: int | None = None, *, points: int = 20) -> Channels:
+        """Return groups of reactive paths from A that follow each other along CVs, with the share of the reactive flux each carries.
+
+        Each CV along a path is read at ``points`` even fractions of the path's duration and divided by its spread over reactive paths
+        (a periodic one becomes a point on a circle); the distance of two paths is Euclidean.  Paths are grouped by k-medoids, which
+        start far from each other and move to the path of least summed distance until none moves.  Repeats of a path and its weight
+        count in shares only.  Their errors are from the blocks that tell the error of the rate, or from how far chains lie apart
+        where that is more: a chain may stay in a channel for long.
+
+        Parameters
+        ----------
+        along : names of series, as for :meth:`free_energy`; each counts alike.
+        n : number of channels; None takes that of 2 to 6 with the largest mean silhouette, or 1 if that is below 1/2.
+        points : per path.
+
+        Raises
+        ------
+        DataError : no path reaches B, a series is missing, there are fewer than ``n`` different reactive paths, or no CVs.
+        """
+        from couloir.analysis.channels import weighted_channels
+
+        return weighted_channels(self, along, n, points=points)
+
     def _edges(self, along: str | Sequence[str], bins: Any) -> tuple[tuple[str, ...], list[Array]]:
         names = (along,) if isinstance(along, str) else tuple(along)
         if len(names) not in (1, 2):
@@ -191,7 +226,7 @@ class ReweightedPaths:
                 out.append(edges)
                 continue
             period = self.sides[0].samples.periods.get(name)
-            values = [np.concatenate([v[1:-1] for v in _series(side, name)]) for side in self.sides]
+            values = [np.concatenate([v[1:-1] for v in side.series(name)]) for side in self.sides]
             low, high = (min(v.min() for v in values), max(v.max() for v in values)) if period is None else (-period / 2, period / 2)
             out.append(np.linspace(low, high, int(b) + 1))
         return names, out
@@ -204,7 +239,7 @@ class ReweightedPaths:
         hits = np.zeros_like(frames)
         for side in self.sides:
             row = np.repeat(np.arange(len(side.samples)), side.samples.inside)
-            along = [np.concatenate([v[1:-1] for v in _series(side, name)]) for name in names]
+            along = [np.concatenate([v[1:-1] for v in side.series(name)]) for name in names]
             cell, inside = _cells(along, edges)
             row, cell = row[inside], cell[inside]
             scale = side.scale[:, None]
@@ -257,15 +292,6 @@ def _probability(side: PathSide) -> Array:
 def _frames(side: PathSide) -> Array:
     """Return replicas of the frames per crossing, in the state and out of it."""
     return np.asarray(side.weights.sums(np.arange(len(side.samples)), side.samples.inside)[:, 0])
-
-
-def _series(side: PathSide, name: str) -> tuple[Array, ...]:
-    if name not in side.samples.series:
-        known = ", ".join(side.samples.series) or "none"
-        raise DataError(
-            f"paths from {'B' if side.from_b else 'A'} have no series of {name} (recorded: {known})", "record the CV along paths"
-        )
-    return side.samples.series[name]
 
 
 def _cells(along: list[Array], edges: list[Array]) -> tuple[IntArray, npt.NDArray[np.bool_]]:

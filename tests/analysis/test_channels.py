@@ -7,7 +7,6 @@ import pytest
 from line_chain import LineChain, draw_samples
 
 from couloir.analysis import PathEnsemble
-from couloir.analysis.channels import channels
 from couloir.analysis.reweighted_paths import reweighted_paths
 from couloir.cv import Coordinate
 from couloir.errors import DataError
@@ -28,21 +27,55 @@ def paths():
 
 
 def test_two_ways_around_are_two_channels_with_their_shares(paths):
-    found = channels(paths[0], ["x", "y"], 2)
+    found = paths[0].channels(["x", "y"], 2)
     assert (paths[1][found.rows] == np.where(found.label == 0, 1.0, -1.0)).mean() > 0.99
     assert abs(found.shares[0].value - UPPER) < 4.5 * found.shares[0].standard_error
     assert found.shares[0].standard_error < 0.05
     assert sum(s.value for s in found.shares) == pytest.approx(1.0)
-    assert found.silhouette > channels(paths[0], ["x", "y"], 4).silhouette
+    assert found.silhouette > paths[0].channels(["x", "y"], 4).silhouette
 
 
 def test_one_channel_carries_all(paths):
-    assert channels(paths[0], ["y"], 1).shares[0].value == pytest.approx(1.0)
+    assert paths[0].channels(["y"], 1).shares[0].value == pytest.approx(1.0)
 
 
 def test_more_channels_than_paths_are_refused(paths):
     with pytest.raises(DataError, match="different reactive paths"):
-        channels(paths[0], ["x", "y"], 10**6)
+        paths[0].channels(["x", "y"], 10**6)
+    with pytest.raises(DataError, match="no CV to tell channels apart"):
+        paths[0].channels([])
+    with pytest.raises(DataError, match="no series of z"):
+        paths[0].channels(["x", "z"])
+
+
+def test_shares_of_weighted_paths_have_the_spread_of_repeated_samplings():
+    z = []
+    for seed in range(12):
+        rng = stream(seed, "draw")
+        samples = draw_samples(LineChain(), (5, 8, 11), 300, rng)
+        sign = np.where(rng.random(len(samples)) < UPPER, 1.0, -1.0)
+        y = tuple(s * np.sin(np.pi * x / 19) for s, x in zip(sign, samples.series["x"], strict=True))
+        found = reweighted_paths(replace(samples, series={"y": y})).channels("y", 2)
+        upper = found.shares[0 if sign[found.medoids[0]] > 0 else 1]
+        z.append((upper.value - UPPER) / upper.standard_error)
+    assert 0.3 < np.std(z) < 1.9
+    assert np.abs(z).max() < 6
+
+
+def test_the_number_of_channels_of_weighted_paths_is_found(paths):
+    assert len(paths[0].channels("y").shares) == 2
+    samples = paths[0].sides[0].samples
+    noise = stream(2, "noise")
+    flat = tuple(0.1 * noise.standard_normal(n) for n in samples.length)
+    assert len(reweighted_paths(replace(samples, series={"y": flat})).channels("y").shares) == 1
+
+
+def test_weighted_paths_of_chains_that_never_change_channel_do_not_know_their_shares(paths):
+    samples = paths[0].sides[0].samples
+    stuck = tuple((1.0 if c < 2 else -1.0) * np.sin(np.pi * x / 19) for c, x in zip(samples.chain, samples.series["x"], strict=True))
+    found = reweighted_paths(replace(samples, series={"y": stuck})).channels("y")
+    assert abs(found.shares[0].value - 0.5) < 0.2
+    assert found.shares[0].standard_error > 0.2
 
 
 X, Y = Coordinate(0, "x"), Coordinate(1, "y")

@@ -277,7 +277,9 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, molecule):
 def test_other_files_are_not_taken_for_paths(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     (tmp_path / "text.npz").write_text("paths")
-    for name in ("other.npz", "text.npz", "missing.npz"):
+    ensemble().save(tmp_path / "half.npz")
+    (tmp_path / "half.npz").write_bytes((tmp_path / "half.npz").read_bytes()[:500])
+    for name in ("other.npz", "text.npz", "missing.npz", "half.npz"):
         with pytest.raises(DataError, match="does not hold saved paths"):
             PathEnsemble.load(tmp_path / name)
 

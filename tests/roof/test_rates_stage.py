@@ -143,6 +143,14 @@ def test_the_report_and_the_status_say_the_rates(finished):
         assert code in page
 
 
+def test_channels_of_weighted_paths_are_kept_and_shown(finished):
+    told = rates(finished)["channels"]
+    assert told["along"] == ["x", "y"]
+    assert sum(row["share"]["value"] for row in told["channels"]) == pytest.approx(1)
+    page = (finished / "toy.run/report.html").read_text()
+    assert "Compared along x and y, " in page[page.index('id="rates"') :]
+
+
 def test_what_became_of_shots_and_exchanges_is_kept_and_shown(finished):
     page = (finished / "toy.run/report.html").read_text()
     for key, side in rates(finished)["sides"].items():

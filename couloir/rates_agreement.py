@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.analysis.surface_agreement import Agreement, agreement, on_grid
 from couloir.errors import DataError
+from couloir.rates_maps import free_energy
 from couloir.rates_stage import Say, finished, rates_file, recorded, saved_rates
 from couloir.run import write_json
 
@@ -34,7 +35,7 @@ def agreements(
         other = next((surface for surface in surfaces if surface.names == (name,)), None)
         if other is None:
             continue
-        one = FreeEnergySurface.load(run.path / "results" / f"path_free_energy_{name}.npz")
+        one = free_energy(run, (name,))
         try:
             other = on_grid(other, one.grid[0])
             out[name] = other, agreement(one, other, freedom=(found.get("freedom"), None))

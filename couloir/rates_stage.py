@@ -18,6 +18,7 @@ from couloir.cv import CollectiveVariable, FunctionOfCVs, LinearCombination, Reg
 from couloir.cv.base import wrap
 from couloir.errors import ConfigError, DataError, Finding, SimulationError
 from couloir.paths_stage import keep_paths, kept_paths, states_of
+from couloir.rates_maps import free_energy_file, save_maps
 from couloir.rates_numbers import as_json, channels_of, finite, summary, tried
 from couloir.run import Run, write_json
 from couloir.sampling.interface_checkpoint import stored_cycles as checkpointed
@@ -29,15 +30,12 @@ from couloir.trajectory import Array, Trajectory
 if TYPE_CHECKING:
     from couloir.analysis.interface_samples import InterfaceSamples
     from couloir.analysis.path_ensemble import PathEnsemble
-    from couloir.analysis.reweighted_paths import ReweightedPaths
     from couloir.sampling.interface_sampling import TransitionInterfaceSampling
 
 Say = Callable[[str], None]
 
 NAMES = {"from_a": "rates/from A", "from_b": "rates/from B"}
 """What each side is called in ``results/rates.json``, and in the store."""
-BINS = 50
-"""Cells of free energies and committors."""
 _TIMES = 20  # the longest reactive path, that paths may take by default; as TransitionInterfaceSampling.from_paths has it
 _MOST_GIVEN = 64  # reactive paths that interfaces are placed from
 _LEVELS = 300  # points of a crossing probability that are saved
@@ -127,7 +125,7 @@ def sample_rates(run: Run, engine: Any, paths: PathEnsemble, cvs: dict[str, Coll
         found |= {"population": as_json(both.population), "reactive_flux": as_json(both.reactive_flux)}
         found["freedom"] = finite(min(side.weights.freedom for side in both.sides))
         found["channels"] = channels_of(both, names)
-        _save_maps(run, both, names, engine.temperature)
+        save_maps(run, both, names, engine.temperature)
     except DataError as error:
         raise SimulationError(f"no rate follows from the paths so far: {error.message}", _FIXES["rate-uncertain"]) from None
     findings = [finding for side, some in zip(sides, samples, strict=True) for finding in _findings(side, some)]
@@ -167,8 +165,7 @@ def saved_rates(run: Run) -> dict[str, Any] | None:
     ------
     DataError : it cannot be read.
     """
-    stems = (f"path_free_energy_{name}.npz" for name in recorded(run))
-    if not rates_file(run).exists() or not all((run.path / "results" / stem).exists() for stem in stems):
+    if not rates_file(run).exists() or not all(free_energy_file(run, (name,)).exists() for name in recorded(run)):
         return None
     try:
         found = json.loads(rates_file(run).read_text(encoding="utf-8"))
@@ -346,18 +343,6 @@ def _found(
         "force_evaluations": sum(some.force_evaluations for some in samples) + sum(spent),
         "asked": wanted(run),
     }
-
-
-def _save_maps(run: Run, both: ReweightedPaths, names: Sequence[str], temperature: float) -> None:
-    import pandas as pd
-
-    results = run.path / "results"
-    results.mkdir(exist_ok=True)
-    for name in names:
-        both.free_energy(name, temperature=temperature, bins=BINS).save(results / f"path_free_energy_{name}.npz")
-        found = both.committor(name, bins=BINS)
-        columns = {name: found.grid[0], "committor": found.committor, "standard_error": found.standard_error}
-        pd.DataFrame(columns).to_csv(results / f"path_committor_{name}.csv", index=False)
 
 
 def _findings(side: Side, samples: InterfaceSamples) -> list[Finding]:

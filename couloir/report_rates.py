@@ -11,13 +11,14 @@ from couloir import report_html as web
 from couloir.analysis.plots import label, plot_surface
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.analysis.surface_agreement import Agreement
-from couloir.errors import CouloirError, DataError, Finding
+from couloir.errors import CouloirError, Finding
 from couloir.rates_agreement import agreements
+from couloir.rates_maps import committor, free_energy, free_energy_file
 from couloir.rates_numbers import readable
 from couloir.rates_stage import finished, recorded, stored_cycles
 from couloir.report_channels import write_weighted_channels
 from couloir.report_data import RunData
-from couloir.report_figures import COLORS, LINE, new
+from couloir.report_figures import COLORS, LINE, new, surface_figure
 from couloir.report_html import Page
 from couloir.trajectory import Array
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _WAYS = {"from_a": "A to B", "from_b": "B to A"}
 _OTHER = "#c8553d"  # the umbrella surface beside that from paths
+_LEVELS = (0.1, 0.5, 0.9)
+_KNOWN = 0.15  # standard error up to which a cell's committor bends lines of equal committor
 
 
 def write_rates(page: Page, data: RunData) -> None:
@@ -45,7 +48,7 @@ def write_rates(page: Page, data: RunData) -> None:
     drawn, said = [page.vector(crossing_figure(found), text)], []
     beside = agreements(data.run, found, data.surfaces)
     for name in recorded(data.run):
-        surface = FreeEnergySurface.load(data.run.path / "results" / f"path_free_energy_{name}.npz")
+        surface = free_energy(data.run, (name,))
         other, compared = beside.get(name, (None, None))
         text = f"Free energy along {name} from weighted paths; the band is the 95 % interval."
         if isinstance(compared, Agreement):
@@ -53,9 +56,14 @@ def write_rates(page: Page, data: RunData) -> None:
             said.append(web.paragraph(_agreement(name, compared)))
         elif compared is not None:
             said.append(web.paragraph(f"Along {name}, free energy from paths and from windows could not be compared: {compared.message}."))
-        drawn.append(page.vector(surface_figure(surface, other, compared if isinstance(compared, Agreement) else None), text))
+        drawn.append(page.vector(beside_figure(surface, other, compared if isinstance(compared, Agreement) else None), text))
         text = f"Committor along {name}: share of frames that go on to B before A, over all else; the band is the 95 % interval."
-        drawn.append(page.vector(committor_figure(*_committor(data, name), label(name, surface.units[0])), text))
+        figure = committor_figure(surface.grid[0], *committor(data.run, (name,)), label(name, surface.units[0]))
+        drawn.append(page.vector(figure, text))
+    two = recorded(data.run)[:2]
+    if len(two) == 2 and free_energy_file(data.run, two).exists():  # runs of earlier versions have none
+        text = f"Free energy over {two[0]} and {two[1]} from weighted paths; white lines: committor 0.1, 0.5 and 0.9, where it is known."
+        drawn.append(page.vector(map_figure(free_energy(data.run, two), *committor(data.run, two)), text))
     page.add(web.grid(*drawn), *said)
     header = ("", "flux [1/ps]", "P(other state)", "in the state [ps]", "out of it [ps]", "cycles", "sets", "force evaluations", "to place")
     page.add(web.details("What the rates are made of", web.table(header, _parts(found))))
@@ -174,7 +182,7 @@ def crossing_figure(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def surface_figure(surface: FreeEnergySurface, other: FreeEnergySurface | None, compared: Agreement | None) -> Figure:
+def beside_figure(surface: FreeEnergySurface, other: FreeEnergySurface | None, compared: Agreement | None) -> Figure:
     """Draw a free energy from paths, and one from windows where there is one, shifted."""
     figure, ax = new()
     plot_surface(surface, ax)
@@ -189,7 +197,7 @@ def surface_figure(surface: FreeEnergySurface, other: FreeEnergySurface | None, 
 
 
 def committor_figure(x: Array, committor: Array, error: Array, text: str) -> Figure:
-    """Draw a committor with its 95 % band."""
+    """Draw a committor along one CV with its 95 % band."""
     figure, ax = new()
     band = 1.96 * np.nan_to_num(error)
     ax.fill_between(x, np.clip(committor - band, 0, 1), np.clip(committor + band, 0, 1), color=LINE, alpha=0.25, linewidth=0)
@@ -201,13 +209,14 @@ def committor_figure(x: Array, committor: Array, error: Array, text: str) -> Fig
     return figure
 
 
-def _committor(data: RunData, name: str) -> tuple[Array, Array, Array]:
-    file = data.run.path / "results" / f"path_committor_{name}.csv"
-    try:
-        table = np.genfromtxt(file, delimiter=",", skip_header=1, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {error}", "remove results/rates.json, and give couloir run again") from None
-    return table[:, 0], table[:, 1], table[:, 2]
+def map_figure(surface: FreeEnergySurface, committor: Array, error: Array) -> Figure:
+    """Draw a free energy over two CVs with lines of equal committor where that is known."""
+    figure = surface_figure(surface)
+    ax = figure.axes[0]
+    known = np.where(error < _KNOWN, committor, np.nan).reshape(surface.free_energy.shape)
+    lines = ax.contour(*surface.grid, np.ma.masked_invalid(known).T, levels=_LEVELS, colors="white", linewidths=1.2)
+    ax.clabel(lines, fmt="%g", fontsize=8)
+    return figure
 
 
 def _both(number: Mapping[str, Any]) -> str:

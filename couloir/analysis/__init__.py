@@ -15,7 +15,7 @@ from couloir.analysis.mfep import MinimumFreeEnergyPath, minimum_free_energy_pat
 from couloir.analysis.multiple_states import RateMatrix, rate_matrix
 from couloir.analysis.path_density import PathDensity
 from couloir.analysis.path_ensemble import PathEnsemble
-from couloir.analysis.positive import PositiveEstimate
+from couloir.analysis.positive import PositiveEstimate, ShareEstimate
 from couloir.analysis.reduced import ReducedState, Reweighted
 from couloir.analysis.reweighted_paths import CommittorMap, ReweightedPaths, reweighted_paths
 from couloir.analysis.samples import BiasedSamples
@@ -27,7 +27,7 @@ from couloir.analysis.wham import WhamResult, wham
 __all__ = [
     "BiasedSamples", "Channels", "CommittorMap", "CrossingProbability", "Estimate", "Expectation", "FreeEnergySurface", "InterfaceRate",
     "InterfaceSamples", "Landscape", "MbarResult", "MbarSolution", "MinimumFreeEnergyPath", "PathDensity", "PathEnsemble",
-    "PositiveEstimate", "RateMatrix", "ReducedState", "Reweighted", "ReweightedPaths",
+    "PositiveEstimate", "RateMatrix", "ReducedState", "Reweighted", "ReweightedPaths", "ShareEstimate",
     "StreamedWham", "WhamResult", "WindowGraph",
     "allocate", "convergence",
     "crossing_probability", "detect_equilibration", "diagnose", "equilibrated", "equilibration", "expectation", "free_energy_surface",

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from couloir.analysis.crossing import estimate
+from couloir.analysis.crossing import share
 from couloir.analysis.interface_samples import MINUS
+from couloir.analysis.positive import ShareEstimate
 from couloir.analysis.samples import IntArray
-from couloir.analysis.surface import Estimate
 from couloir.analysis.timeseries import on_circle
 from couloir.cv.base import CollectiveVariable
 from couloir.errors import DataError
@@ -48,7 +48,7 @@ class Channels:
     rows: IntArray
     label: IntArray
     medoids: IntArray
-    shares: tuple[Estimate, ...]
+    shares: tuple[ShareEstimate, ...]
     silhouette: float
 
     def means(self, values: npt.ArrayLike, weights: npt.ArrayLike, period: float | None) -> Array:
@@ -74,7 +74,7 @@ def weighted_channels(paths: ReweightedPaths, along: str | Sequence[str], n: int
     order = np.argsort(-flow[0], kind="stable")
     shares = flow / flow.sum(axis=1, keepdims=True)
     apart = _apart(side, rows, found.label, shares[0])
-    estimates = [estimate(shares[:, k], "") for k in order]
+    estimates = [share(shares[:, k]) for k in order]
     known = [replace(one, standard_error=max(one.standard_error, apart[k])) for one, k in zip(estimates, order, strict=True)]
     return found.channels(names, rows, order, known)
 
@@ -111,7 +111,8 @@ def ensemble_channels(
     found = _grouped(np.column_stack(features), n)
     label = np.full(len(paths), -1)
     label[rows] = found.label
-    shares = [paths.mean(label == k) for k in range(len(found.centers))]
+    means = [paths.mean(label == k) for k in range(len(found.centers))]
+    shares = [ShareEstimate(mean.value, mean.standard_error, "") for mean in means]
     order = np.argsort([-share.value for share in shares], kind="stable")
     return found.channels(tuple(cv.name for cv in together), rows, order, [shares[k] for k in order])
 
@@ -124,7 +125,7 @@ class _Groups:
     centers: IntArray
     silhouette: float
 
-    def channels(self, names: tuple[str, ...], rows: IntArray, order: IntArray, shares: Sequence[Estimate]) -> Channels:
+    def channels(self, names: tuple[str, ...], rows: IntArray, order: IntArray, shares: Sequence[ShareEstimate]) -> Channels:
         """Return the groups in an order, with their shares in that order."""
         return Channels(names, rows, np.argsort(order)[self.label], rows[self.centers][order], tuple(shares), self.silhouette)
 

@@ -18,8 +18,7 @@ import numpy as np
 from couloir.analysis.interface_drift import drift
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
 from couloir.analysis.path_weights import PathWeights, path_weights
-from couloir.analysis.positive import PositiveEstimate, quantile
-from couloir.analysis.surface import Estimate
+from couloir.analysis.positive import PositiveEstimate, ShareEstimate, quantile
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
 
@@ -65,7 +64,7 @@ class CrossingProbability:
 
     def __str__(self) -> str:
         rows = zip(self.interfaces, self.probability, self.standard_error, self.local, self.local_error, strict=True)
-        lines = [f"CrossingProbability along {self.along}: P(B | {self.interfaces[0]:g}) = {self.total}".rstrip()]
+        lines = [f"CrossingProbability along {self.along}: P(B | {self.interfaces[0]:g}) = {self.total}"]
         lines.append(f"  {'interface':>10} {'P':>10} {'error':>9} {'P(next)':>9} {'error':>9}")
         lines += [f"  {x:10.4g} {p:10.3e} {e:9.1e} {q:9.4f} {s:9.4f}" for x, p, e, q, s in rows]
         return "\n".join([*lines, *map(str, self.findings)])
@@ -201,10 +200,10 @@ def require_minus(samples: InterfaceSamples) -> None:
         raise DataError("there are no paths of [0-]: the time spent in A is unknown", "sample the ensemble -1 too")
 
 
-def estimate(replicas: Array, unit: str) -> Estimate:
+def share(replicas: Array) -> ShareEstimate:
     """Return the first entry of ``replicas`` (1 + n_bootstrap,) with the spread of the others as its error; NaN where unknown."""
     draws = replicas[1:][np.isfinite(replicas[1:])]
-    return Estimate(float(replicas[0]), float(draws.std(ddof=1)) if len(draws) > 1 else float("nan"), unit)
+    return ShareEstimate(float(replicas[0]), float(draws.std(ddof=1)) if len(draws) > 1 else float("nan"), "")
 
 
 def positive(replicas: Array, unit: str, freedom: float) -> PositiveEstimate:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from couloir.analysis.positive import ShareEstimate
 from couloir.analysis.samples import IntArray
 from couloir.analysis.surface import Estimate, FreeEnergySurface
 from couloir.cv.region import Mask
@@ -39,7 +40,7 @@ class Basin:
     cell: tuple[int, ...]
     place: tuple[float, ...]
     free_energy: Estimate
-    population: Estimate
+    population: ShareEstimate
     depth: float
 
 
@@ -344,9 +345,9 @@ class _Errors:
         f, replicas = self.surface.free_energy, self.surface.replicas
         return self.surface._estimate(float(f[cell] - f[above]), np.array([r[cell] - r[above] for r in replicas]))
 
-    def population(self, mask: Mask) -> Estimate:
+    def population(self, mask: Mask) -> ShareEstimate:
         estimate = self.surface._estimate(float(self.p[mask].sum()), self.p_replicas[:, mask].sum(axis=1))
-        return Estimate(estimate.value, estimate.standard_error, "")
+        return ShareEstimate(estimate.value, estimate.standard_error, "")
 
 
 def _adopt_islands(cells: IntArray, surface: FreeEnergySurface) -> IntArray:

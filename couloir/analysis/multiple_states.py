@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from couloir.analysis.crossing import estimate, path_times, positive, require_minus
+from couloir.analysis.crossing import path_times, positive, require_minus, share
 from couloir.analysis.interface_drift import drift
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
 from couloir.analysis.path_weights import PathWeights, path_weights
-from couloir.analysis.positive import PositiveEstimate
+from couloir.analysis.positive import PositiveEstimate, ShareEstimate
 from couloir.analysis.samples import IntArray
-from couloir.analysis.surface import Estimate
 from couloir.cv.region import Region
 from couloir.errors import DataError, Finding, nearest
 from couloir.trajectory import Array
@@ -64,13 +63,13 @@ class RateMatrix:
         return positive(self._all[:, i, j], "1/ps", float(self.freedom[i]))
 
     @property
-    def populations(self) -> tuple[Estimate, ...]:
+    def populations(self) -> tuple[ShareEstimate, ...]:
         """Share of time in each overall state, one per name; NaN where the rates do not tell.
 
         They balance the transitions into and out of each state, which holds whether or not the states forget how they were entered.
         """
         shares = np.array([stationary(one) for one in self._all])
-        return tuple(estimate(share, "") for share in shares.T)
+        return tuple(share(draws) for draws in shares.T)
 
     @property
     def passage_times(self) -> Array:
@@ -113,10 +112,10 @@ class RateMatrix:
         width = max(19, *(len(name) + 2 for name in self.names))
         lines = [f"RateMatrix of {len(self.names)} states, 1/ps, from the state of the row to that of the column"]
         lines.append("  " + " " * width + "".join(f"{name:>{width}}" for name in (*self.names, "share of time")))
-        for i, (name, share) in enumerate(zip(self.names, self.populations, strict=True)):
+        for i, (name, population) in enumerate(zip(self.names, self.populations, strict=True)):
             cells = [f"{k:.3g} ± {e:.2g}" for k, e in zip(self.values[i], self.standard_errors[i], strict=True)]
             cells[i] = "-"
-            lines.append("  " + f"{name:>{width}}" + "".join(f"{cell:>{width}}" for cell in (*cells, str(share).rstrip())))
+            lines.append("  " + f"{name:>{width}}" + "".join(f"{cell:>{width}}" for cell in (*cells, str(population))))
         return "\n".join([*lines, *map(str, self.findings)])
 
     @property

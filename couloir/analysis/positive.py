@@ -1,4 +1,4 @@
-"""Estimates of quantities that are positive and skewed, such as rates: their intervals belong in the logarithm."""
+"""Estimates of quantities with bounds: intervals of positive ones, such as rates, belong in the logarithm, those of shares in the logit."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ class PositiveEstimate(Estimate):
         """The 95 % interval: exp(ln value -+ t relative_error), with t of Student's distribution."""
         factor = math.exp(min(quantile(self.freedom) * self.relative_error, 700.0)) if self.relative_error < math.inf else math.inf
         return self.value / factor, self.value * factor if self.value > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class ShareEstimate(Estimate):
+    """A number between 0 and 1, a share of time or of paths, with its standard error; its logit is what scatters evenly."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval: p / (p + (1 - p) f) and p / (p + (1 - p) / f) with f = exp(1.96 standard_error / (p (1 - p)))."""
+        p, error = self.value, self.standard_error
+        if error == 0:
+            return p, p
+        if not (0 < p < 1 and error < math.inf):
+            return 0.0, 1.0
+        factor = math.exp(min(quantile(math.inf) * error / (p * (1 - p)), 700.0))
+        return p / (p + (1 - p) * factor), p / (p + (1 - p) / factor)
 
 
 def quantile(freedom: float) -> float:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from couloir.analysis.crossing import estimate, positive, require_minus
+from couloir.analysis.crossing import positive, require_minus, share
 from couloir.analysis.interface_drift import drift
 from couloir.analysis.interface_samples import MINUS, InterfaceSamples
 from couloir.analysis.path_weights import PathWeights, path_weights
-from couloir.analysis.positive import PositiveEstimate
+from couloir.analysis.positive import PositiveEstimate, ShareEstimate
 from couloir.analysis.samples import IntArray
-from couloir.analysis.surface import Estimate, FreeEnergySurface
+from couloir.analysis.surface import FreeEnergySurface
 from couloir.errors import DataError, Finding
 from couloir.trajectory import Array
 from couloir.units import GAS_CONSTANT, convert
@@ -115,10 +115,10 @@ class ReweightedPaths:
         return positive(self.sides[0].scale * _probability(self.sides[0]) / self.stride, "1/ps", freedom)
 
     @property
-    def population(self) -> Estimate:
+    def population(self) -> ShareEstimate:
         """Share of time in the overall state A; 1 without paths from B."""
         side = self.sides[0]
-        return estimate(side.scale * _frames(side), "")
+        return share(side.scale * _frames(side))
 
     @property
     def rates(self) -> tuple[PositiveEstimate, ...]:

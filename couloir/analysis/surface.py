@@ -39,7 +39,7 @@ class Estimate:
         return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ± {self.standard_error:.2g} {self.unit}"
+        return f"{self.value:.3g} ± {self.standard_error:.2g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from line_chain import LineChain, draw_samples
 from couloir.analysis.crossing import crossing_probability, interface_rate
 from couloir.analysis.interface_samples import InterfaceSamples
 from couloir.analysis.path_weights import path_weights
-from couloir.analysis.positive import PositiveEstimate
+from couloir.analysis.positive import PositiveEstimate, ShareEstimate
 from couloir.errors import DataError
 from couloir.streams import stream
 
@@ -111,6 +111,19 @@ def test_an_interval_of_a_rate_is_even_in_the_logarithm_and_wider_with_few_block
     assert few == pytest.approx((2 * np.exp(-0.5 * 2.7764), 2 * np.exp(0.5 * 2.7764)), rel=1e-4)
     assert PositiveEstimate(2.0, 1.0, "1/ps", np.inf).interval == (0.0, np.inf)
     assert PositiveEstimate(0.0, 0.0, "1/ps", np.inf).interval == (0.0, np.inf)
+
+
+def test_intervals_of_shares_stay_between_0_and_1_and_hold_the_truth():
+    assert ShareEstimate(0.5, 1e-4, "").interval == pytest.approx((0.5 - 1.96e-4, 0.5 + 1.96e-4), rel=1e-6)
+    low, high = ShareEstimate(0.995, 0.01, "").interval
+    assert 0 < low < 0.995 < high < 1
+    assert ShareEstimate(1.0, 0.0, "").interval == (1.0, 1.0)
+    assert ShareEstimate(1.0, np.nan, "").interval == ShareEstimate(0.3, np.inf, "").interval == (0.0, 1.0)
+    n, true = 200, 0.05
+    found = stream(1, "draw").binomial(n, true, 4000) / n
+    held = [low < true < high for p in found for low, high in [ShareEstimate(p, np.sqrt(p * (1 - p) / n), "").interval]]
+    assert 0.95 < np.mean(held) < 0.985  # exactly 0.967; p +- 1.96 errors holds it in 0.926
+    assert str(ShareEstimate(0.25, 0.01, "")) == "0.25 ± 0.01"
 
 
 def test_an_interface_that_few_paths_reach_is_named_with_a_place_for_another():

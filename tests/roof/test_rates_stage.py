@@ -15,6 +15,8 @@ from run_files import WELL, couloir, edited
 
 from couloir.analysis.surface import FreeEnergySurface
 from couloir.cv import Coordinate
+from couloir.rates_maps import committor as map_of_committor
+from couloir.rates_maps import free_energy
 from couloir.rates_numbers import readable
 from couloir.rates_stage import NAMES, backward, stored_cycles
 from couloir.report_rates import shots_and_exchanges
@@ -52,7 +54,10 @@ record_stride = 0.02
 bootstrap = 40
 bins = 24
 """
-RESULTS = ("rates.json", "path_free_energy_x.npz", "path_free_energy_y.npz", "path_committor_x.csv", "path_committor_y.csv")
+RESULTS = (
+    "rates.json",
+    *(f"path_{what}_{along}.{kind}" for along in ("x", "y", "x_y") for what, kind in (("free_energy", "npz"), ("committor", "csv"))),
+)
 
 
 def start(folder, text=TOY):
@@ -112,6 +117,16 @@ def test_every_result_is_there_and_in_terms_of_the_run_file(finished):
     assert found["force_evaluations"] == sum(
         side["force_evaluations"] + side["force_evaluations_of_placement"] for side in found["sides"].values()
     )
+    with Run.open(finished / "toy.run") as run:
+        over_two = free_energy(run, ("x", "y"))
+        on_grid, error = (column.reshape(over_two.free_energy.shape) for column in map_of_committor(run, ("x", "y")))
+    assert over_two.names == ("x", "y")
+    sure = error < 0.05
+    assert sure.sum() > 100
+    assert (np.isfinite(over_two.free_energy) == np.isfinite(on_grid)).all()
+    right = over_two.grid[0] > 0.85
+    assert (on_grid[right][sure[right]] == 1).all()
+    assert (on_grid[over_two.grid[0] < -0.85][sure[over_two.grid[0] < -0.85]] == 0).all()
     x, committor, _ = np.genfromtxt(finished / "toy.run/results/path_committor_x.csv", delimiter=",", skip_header=1).T
     known = np.isfinite(committor)
     assert known.sum() > 30
@@ -127,6 +142,7 @@ def test_the_report_and_the_status_say_the_rates(finished):
         "Interfaces from B",
         "Free energy along y from weighted paths",
         "Committor along x",
+        "Free energy over x and y",
     ):
         assert part in page, part
     assert "shifted to agree best" not in page
@@ -258,7 +274,7 @@ def test_interrupted_and_continued_it_gives_the_same_numbers(finished, tmp_path,
         assert text in (tmp_path / "toy.run/report.html").read_text()
     assert start(tmp_path) == 0
     assert rates(tmp_path) == rates(finished)
-    for name in RESULTS[1:3]:
+    for name in (name for name in RESULTS if name.endswith(".npz")):
         one, other = (FreeEnergySurface.load(folder / "toy.run/results" / name) for folder in (tmp_path, finished))
         np.testing.assert_array_equal(one.free_energy, other.free_energy)
 

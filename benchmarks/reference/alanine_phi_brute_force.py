@@ -124,7 +124,9 @@ def simulate(begin: str, n_pieces: int) -> None:
 
 
 def _lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in COUNTS.read_text(encoding="utf-8").splitlines()]
+    """Return what is known of every piece; two processes that were begun alike write down the same pieces."""
+    lines = [json.loads(line) for line in COUNTS.read_text(encoding="utf-8").splitlines()]
+    return list({(line["begin"], line["piece"]): line for line in lines}.values())
 
 
 def _file(begin: str, k: int) -> Path:

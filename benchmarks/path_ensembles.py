@@ -71,7 +71,7 @@ class Scale:
     peer_trials: int
 
 
-SCALES = {"small": Scale(3, 200, 20, 60), "paper": Scale(8, 1000, 60, 1000)}
+SCALES = {"small": Scale(3, 200, 20, 60), "paper": Scale(8, 1000, 60, 500)}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ and on all; and OpenPathSampling with and without storage.  Ratios are of sums o
 repeats.  Everything on one core is CPU time of the process, only what runs on all cores, and what it is compared with, is
 wall-clock time and means something on an idle machine only.
 
-How many steps an attempt takes is chance: lengths of successive paths are correlated, and a run of 1,000 attempts may need
-half as many steps again as the next.  Programs are therefore compared by attempts of one length, that of all runs together:
-what an attempt costs beyond its steps, plus so many steps at the speed of the bare loop.
+How many steps an attempt takes is chance: lengths of successive paths are correlated, and a run of 500 attempts may need half
+as many steps again as the next.  Programs are therefore compared by attempts of one length, that of all runs together: what
+an attempt costs beyond its steps, plus so many steps at the speed of the bare loop.  OpenPathSampling as it comes would make
+shorter ones: it changes the signs of velocities that are half a step old (``benchmarks/peers/ops_alanine.py``), heats its paths up
+and ends with crossings of three frames.  It is timed with the right velocities, and a row says what comes without.
 
 OpenPathSampling joins when ``--peer`` or the variable COULOIR_OPS names an interpreter that has it; its own environment,
 because it asks for NumPy 1:
@@ -58,6 +60,10 @@ PEERS = {
     "SimStore": ("simstore", "function"),
 }
 """How the peer stores and computes phi: as its tutorials do, and the ways that cost it less."""
+AS_IT_COMES = ("none", "function", "flip")
+"""The peer with velocities that do not lead back in time."""
+EVERY, FORGOTTEN = 50, 100
+"""Trials after which the length of the path is noted; those at the beginning that do not count for its mean."""
 RUNS = Path(__file__).parents[1] / "runs"
 
 
@@ -71,17 +77,21 @@ class Scale:
     peer_trials: int
 
 
-SCALES = {"small": Scale(3, 200, 20, 60), "paper": Scale(8, 1000, 60, 500)}
+SCALES = {"small": Scale(3, 200, 20, 60), "paper": Scale(16, 500, 30, 250)}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Trials that were made, the steps of dynamics they took, and the seconds that cost: by the clock, and of one CPU."""
+    """Trials that were made, the steps of dynamics they took, and the seconds that cost: by the clock, and of one CPU.
+
+    ``frames`` are lengths of a chain's path now and then, where they are known.
+    """
 
     trials: int
     steps: int
     seconds: float
     cpu_seconds: float
+    frames: tuple[int, ...] = ()
 
     def __add__(self, other: Timing) -> Timing:
         """Return both together."""
@@ -89,6 +99,8 @@ class Timing:
 
 
 Timings = dict[str, list[Timing]]
+Work = tuple[int, int, tuple[int, ...]]
+"""Trials, steps, and lengths of paths."""
 Quantity = Callable[[Sequence[Timing]], float]
 
 
@@ -173,14 +185,14 @@ def first_path(file: Path) -> Trajectory:
     return path
 
 
-def timed(work: Callable[[], tuple[int, int]]) -> Timing:
-    """Return what a call costs that returns its trials and steps."""
+def timed(work: Callable[[], Work]) -> Timing:
+    """Return what a call costs that returns its trials, steps and lengths of paths."""
     wall, cpu = time.perf_counter(), time.process_time()
-    trials, n_steps = work()
-    return Timing(trials, n_steps, time.perf_counter() - wall, time.process_time() - cpu)
+    trials, n_steps, frames = work()
+    return Timing(trials, n_steps, time.perf_counter() - wall, time.process_time() - cpu, frames)
 
 
-def bare_loop(md: OpenMMEngine, path: Trajectory) -> Callable[[int], tuple[int, int]]:
+def bare_loop(md: OpenMMEngine, path: Trajectory) -> Callable[[int], Work]:
     """Return a function that makes frames in a bare Context and reads their positions."""
     integrator = openmm.LangevinMiddleIntegrator(md.temperature, md.friction, md.time_step)
     system = openmm.XmlSerializer.deserialize(md.molecule.system_xml)
@@ -188,32 +200,34 @@ def bare_loop(md: OpenMMEngine, path: Trajectory) -> Callable[[int], tuple[int, 
     context.setPositions(path.positions[0])
     context.setVelocitiesToTemperature(md.temperature, 1)
 
-    def run(n_frames: int) -> tuple[int, int]:
+    def run(n_frames: int) -> Work:
         for _ in range(n_frames):
             integrator.step(FRAME_STEPS)
             context.getState(positions=True).getPositions(asNumpy=True)
-        return n_frames, n_frames * FRAME_STEPS
+        return n_frames, n_frames * FRAME_STEPS, ()
 
     return run
 
 
-def sampled(md: OpenMMEngine, path: Trajectory, trials: int, n_chains: int, seed: int, store: Store | None = None) -> tuple[int, int]:
-    """Sample paths and return how many trials of how many steps that took."""
+def sampled(md: OpenMMEngine, path: Trajectory, trials: int, n_chains: int, seed: int, store: Store | None = None) -> Work:
+    """Sample paths and return how many trials of how many steps that took, and lengths of the first chain's paths."""
     found = sampling(md).run(path, trials, n_chains, seed=seed, store=store)
-    return sum(int(n.sum()) for n in found.outcomes.values()), found.force_evaluations
+    mine = found.chain == 0
+    lengths = np.repeat(found.lengths[mine], found.multiplicity[mine])[EVERY - 1 :: EVERY]
+    return sum(int(n.sum()) for n in found.outcomes.values()), found.force_evaluations, tuple(lengths.tolist())
 
 
-def peer(python: str, folder: Path, trials: int, seed: int, how: str) -> Timing | None:
+def peer(python: str, folder: Path, trials: int, seed: int, how: Sequence[str]) -> Timing | None:
     """Return what the peer takes in a process of its own; None where it cannot run."""
     done = subprocess.run(
-        [python, "-W", "ignore", str(PEER), str(folder), str(trials), str(seed), *PEERS[how]],
+        [python, "-W", "ignore", str(PEER), str(folder), str(trials), str(seed), *how],
         capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     if done.returncode:
-        print(f"OpenPathSampling ({how}) does not run with {python}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+        print(f"OpenPathSampling ({', '.join(how)}) does not run with {python}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
         return None
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return Timing(found["trials"], found["steps"], found["seconds"], found["cpu_seconds"])
+    return Timing(found["trials"], found["steps"], found["seconds"], found["cpu_seconds"], tuple(found["frames"]))
 
 
 def hand_over(md: OpenMMEngine, path: Trajectory, folder: Path) -> None:
@@ -242,7 +256,7 @@ def measure(size: Scale, path: Trajectory, python: str | None) -> Timings:
         hand_over(one, path, folder)
         for k in range(size.repeats):
             store = Store(folder / f"paths_{k}.db")
-            work: dict[str, Callable[[], tuple[int, int]]] = {
+            work: dict[str, Callable[[], Work]] = {
                 "before": partial(bare, size.trials * len(path) // 4),
                 "chain": partial(sampled, one, path, size.trials, 1, 2 * k + 1),
                 "stored": partial(sampled, one, path, size.trials, 1, 2 * k + 2, store),
@@ -252,8 +266,8 @@ def measure(size: Scale, path: Trajectory, python: str | None) -> Timings:
             }
             found = {what: timed(one_of) for what, one_of in work.items()}
             found["bare"] = found.pop("before") + found.pop("after")
-            for how in PEERS if python else ():
-                theirs = peer(str(python), folder, size.peer_trials, k + 1, how)
+            for how, settings in {**PEERS, "as it comes": AS_IT_COMES}.items() if python else ():
+                theirs = peer(str(python), folder, size.peer_trials, k + 1, settings)
                 if theirs is not None:
                     found[how] = theirs
             print(f"repeat {k + 1}: " + ", ".join(f"{what} {attempts([t]):.3g}/s" for what, t in found.items()), flush=True)
@@ -312,6 +326,21 @@ def beside_peer(timings: Timings) -> list[Row]:
     return rows
 
 
+def lengths_of_paths(timings: Timings) -> list[Row]:
+    """Return the rows about how long paths are: the same ensemble has the same lengths."""
+    rows = []
+    for what, who in (
+        ("chain", "here"),
+        ("tutorial", "OpenPathSampling 1.7 with velocities that lead back in time"),
+        ("as it comes", "OpenPathSampling 1.7 as it comes (velocities of the leapfrog with changed signs)"),
+    ):
+        means = [float(np.mean(t.frames[FORGOTTEN // EVERY :])) for t in timings.get(what, ())]
+        if means:
+            error = float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) > 1 else None
+            rows.append(Row(f"frames of a path after the first {FORGOTTEN} attempts: {who}", float(np.mean(means)), "frames", error))
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the results."""
     parser = scale_parser(__doc__, SCALES)
@@ -320,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     load = os.getloadavg()[0]
     timings = measure(SCALES[given.scale], first_path(RUNS / "path_ensembles_first.npz"), given.peer)
-    rows = [*own(timings), *beside_peer(timings)]
+    rows = [*own(timings), *beside_peer(timings), *lengths_of_paths(timings)]
     rows.append(Row("load average when the benchmark began (other work on this machine)", load, "processes"))
     if given.dry:
         for row in rows:

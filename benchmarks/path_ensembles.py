@@ -77,7 +77,7 @@ class Scale:
     peer_trials: int
 
 
-SCALES = {"small": Scale(3, 200, 20, 60), "paper": Scale(16, 500, 30, 250)}
+SCALES = {"small": Scale(3, 200, 20, 60), "paper": Scale(12, 500, 150, 250)}
 
 
 @dataclass(frozen=True)

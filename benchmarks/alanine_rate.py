@@ -1,6 +1,6 @@
 """Alanine dipeptide over phi = 0, from two states alone: paths, rates, free energy.
 
-``python -m benchmarks.alanine_rate --scale small|paper``
+``python -m benchmarks.alanine_rate --scale small|paper [--repeats N]``
 
 1. ``couloir run benchmarks/systems/alanine_phi.toml``: 500 paths from A to B that hold no frame of a first path.
 2. Interface sampling from either side, started from these paths; every path gets its weight.  The first quarter of the cycles, or
@@ -190,10 +190,13 @@ def populations() -> tuple[float, float]:
 
 def main() -> None:
     """Sample, print the table, write the results."""
-    scale = scale_parser(__doc__, SCALES).parse_args().scale
-    size, md = SCALES[scale], system.engine()
+    parser = scale_parser(__doc__, SCALES)
+    parser.add_argument("--repeats", type=int, default=None, help="of interface sampling, instead of those of the scale")
+    arguments = parser.parse_args()
+    scale, md = arguments.scale, system.engine()
+    n_repeats = arguments.repeats or SCALES[scale].repeats
     given, before, n_first = paths()
-    runs = [[sampled(md, given, scale, sign, repeat) for sign in (-1.0, 1.0)][::-1] for repeat in range(size.repeats)]
+    runs = [[sampled(md, given, scale, sign, repeat) for sign in (-1.0, 1.0)][::-1] for repeat in range(n_repeats)]
     spent = sum(side.force_evaluations for sides in runs for side in sides)
     runs = [[settled(side) for side in sides] for sides in runs]
     found = [reweighted_paths(*sides) for sides in runs]

@@ -112,6 +112,7 @@ def test_the_headline_counts_paths_by_the_cv_that_chains_do_not_change():
 def test_paths_without_a_frame_between_are_reported_without_densities(monkeypatch):
     monkeypatch.setattr(report_paths, "stored_branches", lambda run, engine: [])
     monkeypatch.setattr(report_paths, "stored_candidates", lambda run: None)
+    monkeypatch.setattr(report_paths, "stored_generated", lambda run: None)
     states = SimpleNamespace(region_a="x < -0.5", region_b="x > 0.5")
     run = SimpleNamespace(config=SimpleNamespace(paths=states))
     first = {"how": "steered", "n": 1, "force_evaluations": 50, "counts": {}}

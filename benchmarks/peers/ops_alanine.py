@@ -8,7 +8,7 @@ The last line printed is a JSON object: trials, steps of dynamics, wall-clock an
 
 OpenPathSampling runs backward in time from the velocities with their signs changed (``flip``).  Those of OpenMM's Langevin
 integrators are from before the kick of the next step, and changing their signs leads elsewhere: every shot backward gains or
-loses energy, and a chain of paths ends with crossings of two or three frames.  ``kick`` has it start from the velocities
+loses energy, and a chain of paths ends with crossings of three frames.  ``kick`` has it start from the velocities
 that do lead back (:mod:`couloir.sampling.velocities`), for one more evaluation of forces per shot.
 """
 
@@ -42,6 +42,8 @@ def dihedral(snapshot, atoms):
 class Kicking(ops_openmm.Engine):
     """The engine, with velocities that lead back wherever a snapshot is run backward in time."""
 
+    _steps_over_masses = None
+
     @property
     def current_snapshot(self):
         """The snapshot in the Context."""
@@ -54,9 +56,12 @@ class Kicking(ops_openmm.Engine):
         if not (fresh and snapshot.is_reversed):
             return
         context, integrator = self.simulation.context, self.simulation.integrator
-        state, system = context.getState(velocities=True, forces=True), context.getSystem()
-        masses = np.array([system.getParticleMass(i)._value for i in range(system.getNumParticles())])
-        kick = state.getForces(asNumpy=True)._value * (integrator.getStepSize()._value / masses[:, None])
+        if self._steps_over_masses is None:
+            system = context.getSystem()
+            masses = np.array([system.getParticleMass(i)._value for i in range(system.getNumParticles())])
+            self._steps_over_masses = integrator.getStepSize()._value / masses[:, None]
+        state = context.getState(velocities=True, forces=True)
+        kick = state.getForces(asNumpy=True)._value * self._steps_over_masses
         context.setVelocities(state.getVelocities(asNumpy=True)._value - kick)
         context.applyVelocityConstraints(integrator.getConstraintTolerance())
 
@@ -83,7 +88,8 @@ def make_storage(kind, file, template):
 def main():
     """Run and print."""
     folder, trials, seed, storing = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    kind, backward = ([*sys.argv[5:], *["function", "kick"][len(sys.argv) - 5 :]])[:2]
+    kind = sys.argv[5] if len(sys.argv) > 5 else "function"
+    backward = sys.argv[6] if len(sys.argv) > 6 else "kick"
     given = np.load(folder / "first.npz")
     numbers = {name: float(given[name]) for name in ("temperature", "friction", "time_step")}
     system = openmm.XmlSerializer.deserialize((folder / "system.xml").read_text())

@@ -31,13 +31,16 @@ from couloir.trajectory import Array, Trajectory
 N_FRAMES, N_CALLS, SHOTS_PER_PATH = 64, 20, 4
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
-        "c7eq": (18, 2), "c7ax": (9, 2), "waiting": 5, "generated": 2_000, "paths": 200, "steps": 5_000, "batch": 64, "channels": 32,
+        "c7eq": (18, 2), "c7ax": (9, 2), "waiting": 5, "generated": 2_000, "paths": 200, "steps": 20_000, "others": 5_000,
+        "batch": 64, "channels": 32,
     },
     "paper": {
-        "c7eq": (20, 2), "c7ax": (10, 2), "waiting": 20, "generated": 10_000, "paths": 500, "steps": 100_000, "batch": 512, "channels": 128,
+        "c7eq": (20, 2), "c7ax": (10, 2), "waiting": 20, "generated": 10_000, "paths": 500, "steps": 100_000, "others": 100_000,
+        "batch": 512, "channels": 128,
     },
 }  # fmt: skip
-"""Nanoseconds to learn from and to compare with; tens of nanoseconds of brute force; snippets and paths generated; size of training."""
+"""Nanoseconds to learn from and to compare with; tens of nanoseconds of brute force; snippets and paths generated; size of training, which
+has fewer steps where the few simulations made by others are all there is to learn from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +99,14 @@ def others(folder: Path) -> Data:
     return Data(topology, 1.0, frames[:-1], frames[-1:])
 
 
-def train(scale: str, data: Data, folder: Path, steps: int | None, cartesian: bool) -> FittedTrajectoryDiffusion:
+def train(scale: str, data: Data, folder: Path, steps: int, cartesian: bool) -> FittedTrajectoryDiffusion:
     """Return the model in ``folder``, trained now unless it is there."""
     if (folder / "model.json").exists():
         return TrajectoryDiffusion.load(folder)
     size = SCALES[scale]
     representation = HeavyAtoms(data.topology) if cartesian else HeavyInternal(data.topology)
     untrained = TrajectoryDiffusion(representation, N_FRAMES, base_channels=size["channels"], head="plain")
-    plan = replace(DEFAULT_PLAN, steps=steps or size["steps"], batch_size=size["batch"], learning_rate=2e-3)
+    plan = replace(DEFAULT_PLAN, steps=steps, batch_size=size["batch"], learning_rate=2e-3)
 
     def tell(step: int, now: float, held_out: float) -> None:
         print(f"step {step}: loss {now:.4f}, held out {held_out:.4f}", flush=True)
@@ -252,7 +255,7 @@ def main() -> None:
     parser.add_argument("--no-crossings", action="store_true", help="learn from pieces that stay on one side of phi; then inpaint across")
     parser.add_argument("--cartesian", action="store_true", help="aligned Cartesian coordinates, as the paper has, not internal ones")
     parser.add_argument("--others", type=Path, default=None, help="folder of simulations made by others")
-    parser.add_argument("--steps", type=int, default=None, help="gradient steps, to try something out")
+    parser.add_argument("--steps", type=int, default=None, help="gradient steps in place of those of the scale")
     arguments = parser.parse_args()
     if arguments.others is not None and arguments.no_crossings:
         parser.error("--no-crossings needs the vacuum simulations, not --others")
@@ -260,7 +263,8 @@ def main() -> None:
     kind += "_cartesian" if arguments.cartesian else ""
     data = vacuum(arguments.scale, arguments.no_crossings) if arguments.others is None else others(arguments.others)
     folder = arguments.model or alanine.RUNS / f"dynamics_alanine{kind}_{arguments.scale}"
-    model = train(arguments.scale, data, folder, arguments.steps, arguments.cartesian)
+    steps = arguments.steps or SCALES[arguments.scale]["steps" if arguments.others is None else "others"]
+    model = train(arguments.scale, data, folder, steps, arguments.cartesian)
     rows = measure(model, data, SCALES[arguments.scale]["generated"])
     if arguments.no_crossings:
         rows += across_phi(model, data, arguments.scale, SCALES[arguments.scale]["paths"])

@@ -31,7 +31,7 @@ from couloir.trajectory import Array, Trajectory
 N_FRAMES, N_CALLS, SHOTS_PER_PATH = 64, 20, 4
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
-        "c7eq": (18, 2), "c7ax": (9, 2), "waiting": 5, "generated": 2_000, "paths": 200, "steps": 20_000, "others": 5_000,
+        "c7eq": (18, 2), "c7ax": (9, 2), "waiting": 5, "generated": 2_000, "paths": 200, "steps": 12_000, "others": 5_000,
         "batch": 64, "channels": 32,
     },
     "paper": {
@@ -191,7 +191,7 @@ def across_phi(model: FittedTrajectoryDiffusion, data: Data, scale: str, n: int)
     a, b = alanine.regions(simulator.topology)
     settings: dict[str, Any] = {
         "seed": 5, "starts_a": data.complete[0], "starts_b": data.complete[1], "data": _heavy(data), "n_generate": n,
-        "n_shots_per_path": SHOTS_PER_PATH, "inpainting": {"n_calls": N_CALLS},
+        "n_shots_per_path": SHOTS_PER_PATH,
     }  # fmt: skip
     gated = True
     try:

@@ -18,6 +18,7 @@ What each converges to is on the page ``docs/theory/inpainting.md``.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from couloir.generative.denoiser import Denoiser
 from couloir.generative.schedule import NoiseSchedule, schedule_from_dict
 from couloir.generative.solvers import Solver, sample
 
-_CONVERGED = 1e-6  # relative squared residual at which the linear solve of guidance stops
+_SMALLEST = 1e-6  # eigenvalue of V_AA / r^2, below which rounding decides
 
 
 class Method(ABC):
@@ -69,30 +70,31 @@ class Replacement(Method):
 class Guidance(Method):
     """Moment-matched posterior guidance.
 
+    V_AA^-1 (y - D_A) is solved for in the Krylov space of y - D_A, whose Ritz matrix would be symmetric and positive if the
+    Jacobian were that of an exact denoiser.  A learned one's is not, least of all at much noise, where V is sigma^2 times a small
+    derivative.  So its symmetric part is inverted, with no eigenvalue below the error that it admits: the size of its
+    antisymmetric part, or that of its most negative eigenvalue.
+
     Parameters
     ----------
-    solves : largest number of conjugate-gradient steps for V_AA^-1, each one backward pass; it stops by itself when converged.
+    solves : largest dimension of that space, each one backward pass; it is exhausted after as many as there are imposed entries.
         0 is PiGDM, one backward pass with V_AA taken as r^2.
-    data_std : spread d of the data in r^2, which is where the conjugate gradients start from.
-    largest_shift : how far any entry of D may be moved, in units of the largest gap |y - D_A| of its path, where the conjugate
-        gradients did not converge or met a direction without positive variance; ``math.inf`` for no bound.  A solution that
-        they did reach is never bounded, because smooth processes extrapolate many times the gap between two imposed neighbours.
+    data_std : spread d of the data in r^2.
 
     Raises
     ------
-    ConfigError : for a negative ``solves``, or a spread or bound that is not positive.
+    ConfigError : for a negative ``solves`` or a spread that is not positive.
     """
 
     solves: int = 8
     data_std: float = 1.0
-    largest_shift: float = 3.0
     resamples: ClassVar[int] = 1
-    solver: ClassVar[str] = "dpmpp_2m"
+    solver: ClassVar[str] = "dpmpp_2m_sde"
 
     def __post_init__(self) -> None:
-        if self.solves < 0 or not self.data_std > 0.0 or not self.largest_shift > 0.0:
-            given = f"solves={self.solves}, data_std={self.data_std:g}, largest_shift={self.largest_shift:g}"
-            raise ConfigError(f"Guidance({given}) makes no sense", "use solves >= 0, data_std > 0, largest_shift > 0")
+        if self.solves < 0 or not self.data_std > 0.0:
+            given = f"solves={self.solves}, data_std={self.data_std:g}"
+            raise ConfigError(f"Guidance({given}) makes no sense", "use solves >= 0, data_std > 0")
 
     def estimate(
         self, denoise: Callable[[Tensor], Tensor], x_t: Tensor, alpha: Tensor, sigma: Tensor, known: Tensor, mask: Tensor
@@ -109,11 +111,7 @@ class Guidance(Method):
                 return scale * out
 
             gap = torch.where(mask, known - clean, 0.0).detach()
-            weights, solved = _conjugate_gradients(covariance, gap, mask, self.solves)
-            shift = covariance(weights)
-            # An unfinished solve, or a Jacobian that is no covariance, can send frames anywhere.
-            limit = self.largest_shift * gap.abs().amax(dim=tuple(range(1, gap.ndim)), keepdim=True)
-            shift = torch.where(solved, shift, torch.minimum(torch.maximum(shift, -limit), limit))
+            shift = _shift(covariance, gap, mask, self.solves) if self.solves else covariance(gap)
         return torch.where(mask, known, clean.detach() + shift)
 
 
@@ -151,7 +149,7 @@ def inpaint(
     mask: Tensor,
     *,
     method: str | Method = "guidance",
-    n_calls: int = 20,
+    n_calls: int = 40,
     resamples: int | None = None,
     solver: str | Solver | None = None,
     condition: Tensor | None = None,
@@ -168,7 +166,7 @@ def inpaint(
     method : ``"guidance"``, ``"replacement"``, or an object such as ``Guidance(solves=0)``.
     n_calls : network calls of one pass from noise to data.
     resamples : times that every step is taken, at as many times the calls; by default 1 for guidance, 10 for replacement.
-    solver : by default ``"dpmpp_2m"`` for guidance, ``"heun"`` for replacement.
+    solver : by default ``"dpmpp_2m_sde"`` for guidance, ``"heun"`` for replacement.
     condition : (n, c), or None.
     generator : source of all noise but ``noise``.
 
@@ -266,39 +264,46 @@ def _fill(
     return torch.where(mask, known, filled)
 
 
-def _conjugate_gradients(covariance: Callable[[Tensor], Tensor], gap: Tensor, mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return w on the entries ``mask`` with covariance(w) = gap there, for each row of the batch, starting from w = gap.
+def _shift(covariance: Callable[[Tensor], Tensor], gap: Tensor, mask: Tensor, size: int) -> Tensor:
+    """Return V_:A V_AA^-1 gap of each row of the batch, from at most ``size`` steps of Arnoldi's iteration begun at ``gap``.
 
-    The second tensor is True for rows that converged and saw positive curvature alone; it broadcasts to the states.
+    Eigenvalues are bounded as :class:`Guidance` says.
     """
-    axes = tuple(range(1, gap.ndim))
+    column = (-1,) + (1,) * (gap.ndim - 1)
+    tolerance = torch.finfo(gap.dtype).eps ** 0.5
 
     def product(u: Tensor, v: Tensor) -> Tensor:
-        return (u * v).sum(dim=axes, keepdim=True)
+        return (u * v).flatten(1).sum(1)
 
-    def apply(v: Tensor) -> Tensor:
-        return torch.where(mask, covariance(v), 0.0)
+    def unit(v: Tensor, length: Tensor, least: Tensor) -> Tensor:
+        return torch.where((length > least).reshape(column), v / length.clamp(min=torch.finfo(v.dtype).tiny).reshape(column), 0.0)
 
-    if steps == 0:
-        return gap, torch.zeros_like(product(gap, gap), dtype=torch.bool)
-    w = best = gap
-    residual = gap - apply(w)
-    least = product(residual, residual)
-    search, size, enough = residual, product(residual, residual), _CONVERGED * product(gap, gap)
-    positive = torch.ones_like(size, dtype=torch.bool)
-    for _ in range(steps):
-        if bool((size <= enough).all()):
+    length = product(gap, gap).sqrt()
+    basis, images = [unit(gap, length, torch.zeros_like(length))], list[Tensor]()
+    ritz = gap.new_zeros(len(gap), size, size)
+    for j in range(size):
+        images.append(covariance(basis[j]))
+        rest = torch.where(mask, images[j], 0.0)
+        least = tolerance * product(rest, rest).sqrt()
+        for i in range(j + 1):
+            ritz[:, i, j] = product(basis[i], rest)
+            rest = rest - ritz[:, i, j].reshape(column) * basis[i]
+        left = product(rest, rest).sqrt()
+        if j + 1 == size or not bool((left > least).any()):
             break
-        image = apply(search)
-        curvature = product(search, image)
-        # A learned denoiser's Jacobian need not be positive; a row where it is not, or that has converged, stays where it is.
-        positive &= (curvature > 0.0) | (size <= enough)
-        step = torch.where((curvature > 0.0) & (size > enough), size / curvature, 0.0)
-        w, residual = w + step * search, residual - step * image
-        before, size = size, product(residual, residual)
-        best, least = torch.where(size < least, w, best), torch.minimum(size, least)
-        search = residual + torch.where(before > 0.0, size / before, 0.0) * search
-    return best, positive & (least <= enough)
+        ritz[:, j + 1, j] = torch.where(left > least, left, 0.0)
+        basis.append(unit(rest, left, least))
+    coefficients = length[:, None] * _inverse(torch.nan_to_num(ritz[:, : len(images), : len(images)]))[..., 0]
+    return sum((c.reshape(column) * image for c, image in zip(coefficients.T, images, strict=True)), torch.zeros_like(gap))
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Return the inverse of the symmetric part (n, k, k), its eigenvalues at least as large as the error that the matrix admits."""
+    symmetric, other = 0.5 * (matrix + matrix.mT), 0.5 * (matrix - matrix.mT)
+    values, vectors = torch.linalg.eigh(symmetric)
+    admitted = torch.maximum(torch.linalg.matrix_norm(other) / math.sqrt(2.0), -values[:, 0]).clamp(min=_SMALLEST)
+    inverse: Tensor = vectors / torch.maximum(values, admitted[:, None])[:, None] @ vectors.mT
+    return inverse
 
 
 def _method(method: str | Method) -> Method:

@@ -104,7 +104,7 @@ class FittedTrajectoryDiffusion:
         *,
         kT: Any = None,
         seed: int,
-        n_calls: int = 20,
+        n_calls: int = 40,
         device: str = "auto",
         **settings: Any,
     ) -> Array:
@@ -237,7 +237,7 @@ class FittedTrajectoryDiffusion:
         overlap: int | None = None,
         kT: Any = None,
         seed: int,
-        n_calls: int = 20,
+        n_calls: int = 40,
         device: str = "auto",
         **settings: Any,
     ) -> Array:

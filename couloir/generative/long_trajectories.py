@@ -24,7 +24,7 @@ def extend(
     window: int,
     overlap: int,
     method: str | Method = "guidance",
-    n_calls: int = 20,
+    n_calls: int = 40,
     resamples: int | None = None,
     solver: str | Solver | None = None,
     condition: Tensor | None = None,

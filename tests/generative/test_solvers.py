@@ -130,6 +130,23 @@ def test_deterministic_solvers_converge_at_their_order(schedule, solver, order, 
 
 
 @every_schedule
+@pytest.mark.parametrize("width", [1.0, 0.1])
+def test_the_second_order_sde_keeps_widths_that_ancestral_steps_narrow(schedule, width):
+    n = 100_000
+    denoiser = GaussianMixture([1.0], [[0.0]], [[width]]).denoiser(schedule)
+    start = initial_noise(schedule, n, 1, generator=seeded(1), dtype=torch.float64)
+
+    def off(solver: str, calls: int) -> float:
+        return abs(float(sample(denoiser, schedule, start, solver=solver, n_calls=calls, generator=seeded(2)).std()) / width - 1.0)
+
+    noise = 4.5 / math.sqrt(2 * n)  # 0.010
+    # what is left falls with the square of the number of steps: 0.01 to 0.04 and 0.003 to 0.011
+    assert off("dpmpp_2m_sde", 40) < 0.045 + noise
+    assert off("dpmpp_2m_sde", 80) < 0.012 + noise
+    assert off("ancestral", 40) > 0.1
+
+
+@every_schedule
 def test_the_last_call_leaves_no_width_error_on_a_stiff_mode(schedule):
     stiff = GaussianMixture([1.0], [[0.0]], [[0.01]])
     start = schedule.prior_std() * torch.ones(1, 1, dtype=torch.float64)

@@ -15,7 +15,15 @@ WEIGHTS = (0.3, 0.7)
 MEANS = torch.tensor([[-1.0, 0.0, 0.02], [1.0, 0.0, -0.02]], dtype=torch.float64)
 WIDTHS = torch.tensor([0.2, 0.01, 0.02], dtype=torch.float64)
 MIXTURE = GaussianMixture(WEIGHTS, MEANS, WIDTHS.expand(2, 3))
-ADEQUATE = {"ancestral": 500, "euler_maruyama": 500, "predictor_corrector": 601, "ddim": 250, "heun": 161, "dpmpp_2m": 60}
+ADEQUATE = {
+    "ancestral": 500,
+    "euler_maruyama": 500,
+    "predictor_corrector": 601,
+    "ddim": 250,
+    "heun": 161,
+    "dpmpp_2m": 60,
+    "dpmpp_2m_sde": 60,
+}
 BIAS = 0.04  # relative width error that discretization may leave at these numbers of calls
 SIGMAS = 4.5  # of a normal: 7e-6 per comparison
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ def keep_generated(run: Run, found: ReactiveSeeds, model: Any) -> None:
     The npz holds ``positions`` (n, frames, n_kept, 3), ``stride`` in ps, ``atoms`` (n_kept,) where the model generates some only, every
     score (n,), ``energies`` (n, frames) and ``passed_GATE`` (n,); the table has a row for each path with the gates it failed.
     """
+    from couloir.generative.checkpoint import write_atomic
+
     scores = found.scores
     assert scores is not None, "first paths are scored against the dynamics that was learned from"
     if not run.store.count(_SERIES):
@@ -28,11 +31,13 @@ def keep_generated(run: Run, found: ReactiveSeeds, model: Any) -> None:
     results = run.path / "results"
     results.mkdir(exist_ok=True)
     table = scores.to_dataframe()
-    table.to_csv(results / "generated_paths.csv", index_label="path")
+    write_atomic(results / "generated_paths.csv", table.to_csv(index_label="path").encode())
     atoms = getattr(model.representation, "atoms", None)
     arrays = {name: table[name].to_numpy() for name in table if name != "failed"} | {"energies": scores.energies}
     arrays |= {f"passed_{gate}": ok for gate, ok in scores.passed.items()} | ({} if atoms is None else {"atoms": atoms})
-    np.savez(results / "generated_paths.npz", positions=found.generated, stride=model.stride, **arrays)
+    content = io.BytesIO()
+    np.savez(content, positions=found.generated, stride=model.stride, **arrays)
+    write_atomic(results / "generated_paths.npz", content.getvalue())
 
 
 def stored_generated(run: Run) -> Arrays | None:

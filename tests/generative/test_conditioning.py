@@ -1,17 +1,20 @@
 """Inpainting, variation and long trajectories, against stationary processes whose conditional laws are known exactly."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from exact_snippets import FRAMES, SCHEDULE, Snippets, covariance
 
 from couloir.errors import ConfigError, DataError
+from couloir.generative import TrajectoryDiffusion
 from couloir.generative.conditioning import Guidance, inpaint, vary
 from couloir.generative.long_trajectories import extend
 from couloir.generative.networks.temporal_unet import SnippetDenoiser, TemporalUNet
 from couloir.generative.schedule import VPLinear
 
+MODEL = Path(__file__).parents[2] / "tutorials" / "models" / "double_well"
 N = 2000
 BOTH_ENDS, MIDDLE, SEVERAL = [0, FRAMES - 1], [4, 5], [0, 3, 4, 8]
 
@@ -322,3 +325,22 @@ def test_mistakes_are_named():
         extend(denoiser, SCHEDULE, stationary(2), 30, window=FRAMES, overlap=10)
     with pytest.raises(DataError, match="cannot be continued"):
         extend(denoiser, SCHEDULE, stationary(2, 2), 30, window=FRAMES, overlap=3)
+
+
+def test_guidance_keeps_its_head_where_a_learned_jacobian_is_no_covariance():
+    """The tutorials' model of the double well at the highest noise, both ends imposed: data of variance one allow eigenvalues of 0 to 2."""
+    model = TrajectoryDiffusion.load(MODEL)
+    n, frames, level = 32, 64, torch.tensor(80.0)
+    x = (level * torch.randn(n, frames, 2, generator=seeded())).requires_grad_()
+    imposed = frames_mask([0, frames - 1], frames).expand(frames, 2)
+    clean = model.denoiser(x, level.expand(n), None)
+    rows = [torch.autograd.grad(clean[:, i, j].sum(), x, retain_graph=True)[0] for i in (0, -1) for j in (0, 1)]
+    covariance = level**2 * torch.stack([row[:, [0, -1]].flatten(1) for row in rows], dim=1)
+    values = torch.linalg.eigvalsh(0.5 * (covariance + covariance.mT))
+    assert values[:, 0].median() < -1.0
+    assert values[:, -1].max() > 2.5
+    known = torch.ones(n, frames, 2)
+    mask = imposed.expand(n, frames, 2)
+    guided = Guidance().estimate(lambda y: model.denoiser(y, level.expand(n), None), x, torch.ones(1), level, known, mask)
+    shift = (guided - clean).abs().amax(dim=(1, 2)) / (known - clean)[mask].reshape(n, -1).abs().amax(dim=1)
+    assert shift.max() < 4.0

@@ -47,7 +47,7 @@ studies: $(READY)  ## what takes hours, at small scale: ablations of DynamicsDif
 	$(BIN)/python -m benchmarks.alanine_rate --scale small
 	$(BIN)/python -m benchmarks.assisted_alanine --scale small
 	$(BIN)/python -m benchmarks.assisted_psi --scale small
-	set -e; for study in heads encoder data calls targets lengths temperature; do $(BIN)/python -m benchmarks.dynamics_studies --scale small --study $$study --threads 2; done
+	set -e; for study in heads encoder data calls targets lengths norms temperature; do $(BIN)/python -m benchmarks.dynamics_studies --scale small --study $$study --threads 2; done
 	$(BIN)/python -m benchmarks.dynamics_pictures
 	$(BIN)/python -m benchmarks.tables
 

@@ -15,7 +15,7 @@ from benchmarks.results import FOLDER
 from benchmarks.systems.double_well import STRIDE, autocorrelation, profile, transitions
 from couloir.trajectory import Array
 
-STUDIES = ("heads", "encoder", "data", "calls", "targets", "lengths", "temperature")
+STUDIES = ("heads", "encoder", "data", "calls", "targets", "lengths", "norms", "temperature")
 MEASURES = {"F(x)": "everywhere", "F(x) in the transition region": "transition region"}
 """What rows of a study are about, after "error of"."""
 

@@ -8,6 +8,7 @@ error of F(x) against the exact surface, time of a training step, time to genera
     data         1/1 to 1/10,000 of the data, for long and for short snippets (table 7), beside F(x) of those data themselves
     calls        5 to 100 network calls, and 1,000 of ancestral sampling (figure 9)
     lengths      one model of mixed lengths, generating at several, also beyond those it saw (figure 11)
+    norms        models of mixed lengths that normalize over all frames, or over each frame alone
     temperature  one model given kT, at temperatures that it saw and at others
 
 A perfect model has an error too, because a finite number of snippets is generated: every table begins with that of as many snippets of
@@ -193,7 +194,7 @@ def table(name: str, study: Study, scale: Scale, root: Path, trainings: int) -> 
                 value, error = mean_and_error([m[key] for m in measured])
                 if not np.isnan(value):
                     rows.append(Row(f"{label}: error of {what}", value, "kT", error, None, None, *_peer(name, training, key, records)))
-            if name == "lengths":
+            if name in ("lengths", "norms"):
                 value, error = mean_and_error([m["memory"] for m in measured])
                 rows.append(Row(f"{label}: autocorrelation of x, largest difference from the simulator's", value, "", error))
             value, error = mean_and_error([1e3 * m["seconds"] for m in measured])

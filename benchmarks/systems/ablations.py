@@ -93,6 +93,8 @@ def studies(scale: Scale) -> dict[str, Study]:
     )
     few = 0.125
     calls = (*(Look(n_calls=n) for n in (5, 10, 15, 20, 30, 50, 100)), *(Look(n_calls=n, share=few, solver=s) for n, s in _SLOW))
+    mixed = Training("plain_mixed", plain, scale.mixed, more=True)
+    by_frame = Training("plain_mixed_frame", {**plain, "norm": "frame"}, scale.mixed, more=True)
     return {
         "heads": Study(heads, (Look(),), lambda t, _: t.name.replace("_", ", ", 1).replace("_", " ")),
         "encoder": Study((heads[0], encoder), (Look(),), lambda t, _: "encoder only" if t is encoder else "whole U-Net"),
@@ -106,8 +108,12 @@ def studies(scale: Scale) -> dict[str, Study]:
             lambda t, _: "targets that are single snippets" if t.network.get("companions") == 0 else "targets averaged over snippets",
         ),
         "lengths": Study(
-            (Training("plain_mixed", plain, scale.mixed, more=True),), tuple(Look(n_frames=n) for n in scale.looked),
+            (mixed,), tuple(Look(n_frames=n) for n in scale.looked),
             lambda t, look: f"{look.n_frames} frames" + ("" if (look.n_frames or 0) <= t.lengths[1] else ", longer than any seen"),
+        ),
+        "norms": Study(
+            (mixed, by_frame), tuple(Look(n_frames=n) for n in (scale.mixed[0], N_FRAMES, scale.mixed[1])),
+            lambda t, look: f"{look.n_frames} frames, norm over {'each frame' if t is by_frame else 'all frames'}",
         ),
         "temperature": Study(
             (Training("plain_temperature", plain, kT=SAW, more=True),), tuple(Look(kT=kT) for kT in sorted(SAW + HELD_OUT)),

@@ -16,7 +16,7 @@ from couloir.generative import TrajectoryDiffusion, Vector
 from couloir.trajectory import Trajectory
 
 SMALL = ablations.SCALES["small"]
-NAMES = ["heads", "encoder", "data", "calls", "targets", "lengths", "temperature"]
+NAMES = ["heads", "encoder", "data", "calls", "targets", "lengths", "norms", "temperature"]
 
 
 def boltzmann(kT: float, n: int, seed: int) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 A model of 64-frame snippets (1.28 ps) of vacuum dynamics is trained, or read where ``FOLDER`` holds one, and its snippets are compared with
 held-out simulation.  With ``--no-crossings`` its training data are cut into pieces that stay in C7eq or in C7ax; then paths from one to the
-other are inpainted and judged by real dynamics, in force evaluations per reactive path beside brute force.  ``--others FOLDER`` takes
-simulations made by others instead (``ala2.pdb`` and ``t*.dcd``, implicit solvent, a frame per ps), without paths.  ``--cartesian`` trains
-the same network as long on aligned Cartesian coordinates, which the paper has, instead of internal ones.
+other are inpainted, or are lines in internal coordinates that the model varies, and judged by real dynamics, in force evaluations per
+reactive path beside brute force.  ``--others FOLDER`` takes simulations made by others instead (``ala2.pdb`` and ``t*.dcd``, implicit
+solvent, a frame per ps), without paths.  ``--cartesian`` trains the same network as long on aligned Cartesian coordinates, which the paper
+has, instead of internal ones.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Nanoseconds to learn from and to compare with; tens of nanoseconds of brute force; snippets and paths generated; size of training, which
 has fewer steps where the few simulations made by others are all there is to learn from."""
+
+
+WAYS = {"inpainted": None, "lines as they are": 0.0, "lines varied at 0.1": 0.1}
+"""How paths across phi are generated, and the level of variation (``reactive_seeds(level=)``)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +190,7 @@ def simulation_speed() -> float:
 
 
 def across_phi(model: FittedTrajectoryDiffusion, data: Data, scale: str, n: int) -> list[Row]:
-    """Return the rows about paths from C7eq to C7ax that are inpainted and then shot from."""
+    """Return the rows about paths from C7eq to C7ax that are generated in each of ``WAYS`` and then shot from."""
     assert data.complete is not None
     simulator = alanine.engine()
     a, b = alanine.regions(simulator.topology)
@@ -193,29 +198,37 @@ def across_phi(model: FittedTrajectoryDiffusion, data: Data, scale: str, n: int)
         "seed": 5, "starts_a": data.complete[0], "starts_b": data.complete[1], "data": _heavy(data), "n_generate": n,
         "n_shots_per_path": SHOTS_PER_PATH,
     }  # fmt: skip
-    gated = True
-    try:
-        found = _seeds(model, simulator, a, b, n, settings)
-    except ModelError as error:
-        print(error, "-> shooting regardless of the gates", flush=True)
-        gated = False
+    rows = []
+    for way, level in WAYS.items():
+        gated = True
         try:
-            found = _seeds(model, simulator, a, b, n, settings | {"require_gates": False, "generated": error.partial})
-        except ModelError as worse:
-            print(worse, flush=True)
-            return [Row("inpainted C7eq -> C7ax paths with a frame between the states", 0.0, "")]
-    print(found, flush=True)
-    counts, brute = found.counts, alanine.waiting(SCALES[scale]["waiting"])
+            found = _seeds(model, simulator, a, b, n, settings | {"level": level})
+        except ModelError as error:
+            print(error, "-> shooting regardless of the gates", flush=True)
+            gated = False
+            try:
+                found = _seeds(model, simulator, a, b, n, settings | {"require_gates": False, "generated": error.partial})
+            except ModelError as worse:
+                print(worse, flush=True)
+                rows.append(Row(f"C7eq -> C7ax, {way}: paths with a frame between the states", 0.0, ""))
+                continue
+        print(found, flush=True)
+        rows += judged(found, way, gated, data, alanine.waiting(SCALES[scale]["waiting"]))
+    return rows
+
+
+def judged(found: ReactiveSeeds, way: str, gated: bool, data: Data, brute: alanine.Waiting) -> list[Row]:
+    """Return the rows about what became of generated paths, in force evaluations beside brute force."""
+    counts, n = found.counts, found.counts["generated"]
     spent = counts["force evaluations"] + counts["force evaluations of rebuilding"]
     seeds, independent = counts["with frames between A and B"], len(set(found.generated_paths.tolist()))
-    per_path = spent / max(independent, 1)
-    gate = "" if gated else " (none passed, shot from regardless)"
+    gate = "" if gated else " (none, shot from regardless)"
     rows = [
-        Row(f"inpainted C7eq -> C7ax paths that pass every gate{gate}", counts.get("passed every gate", 0) / n, ""),
-        Row(f"of {seeds} paths shot from, share with a shot that connects", independent / seeds, "",
+        Row(f"C7eq -> C7ax, {way}: paths that pass every gate{gate}", counts.get("passed every gate", 0) / n, ""),
+        Row(f"{way}: of {seeds} paths shot from, share with a shot that connects", independent / seeds, "",
             float(np.sqrt(independent * (seeds - independent) / seeds**3))),
-        Row(f"of {counts['shots']} shots, share that connects", counts["connecting"] / max(counts["shots"], 1), ""),
-        Row("force evaluations per reactive path, shots and rebuilding", per_path, "", None, None, None,
+        Row(f"{way}: of {counts['shots']} shots, share that connects", counts["connecting"] / max(counts["shots"], 1), ""),
+        Row(f"{way}: force evaluations per reactive path, shots and rebuilding", spent / max(independent, 1), "", None, None, None,
             f"brute force from C7eq, {brute}", brute.force_evaluations),
     ]  # fmt: skip
     for where, simulations, cost, target in (
@@ -227,7 +240,7 @@ def across_phi(model: FittedTrajectoryDiffusion, data: Data, scale: str, n: int)
         met = None if target is None else bool(ratio >= target)
         known = simulations.force_evaluations * independent / cost if simulations.arrivals else None
         said = f"{simulations.arrivals} arrivals in {simulations.time / 1000:.3g} ns" + ("" if known is None else ": estimate")
-        rows.append(Row(f"{where}: lower bound at 95 % confidence", ratio, "x", None, target, met, said, known))
+        rows.append(Row(f"{way}: {where}: lower bound at 95 % confidence", ratio, "x", None, target, met, said, known))
     return rows
 
 

@@ -147,6 +147,18 @@ class FittedTrajectoryDiffusion:
         out[imposed] = self._decode(exact)  # the network computes in float32; what was given was not
         return out
 
+    def interpolate(self, start: Array, end: Array, n_frames: int | None = None) -> Array:
+        """Return straight lines (n, n_frames, n_atoms, n_dim) in the coordinates of the representation: paths to :meth:`vary`.
+
+        Parameters
+        ----------
+        start, end : (n, n_atoms, n_dim), the first and the last frame of each; all atoms, or those that the representation keeps.
+        n_frames : default the longest that was trained on.
+        """
+        weight = torch.linspace(0.0, 1.0, self.n_frames if n_frames is None else n_frames, dtype=torch.float64)[:, None]
+        first, last = (self._encode(np.asarray(frames, dtype=np.float64)[:, None]) for frames in (start, end))
+        return self._decode((1.0 - weight) * first + weight * last)
+
     def vary(
         self,
         path: Array,
@@ -156,6 +168,7 @@ class FittedTrajectoryDiffusion:
         mask: Any = None,
         kT: Any = None,
         seed: int,
+        n_calls: int = 20,
         device: str = "auto",
         **settings: Any,
     ) -> Array:
@@ -166,8 +179,9 @@ class FittedTrajectoryDiffusion:
         path : (frames, n_atoms, n_dim), of which ``n`` variations are made, or (n, frames, n_atoms, n_dim).
         level : 0 returns the path; features smaller than this, in units of the spread of the data, are drawn anew.
         mask : (frames,) True at frames that are kept, (n, frames) for each variation its own, or None.
+        n_calls : network calls, all spent below ``level``.
         device : as in :meth:`sample`.
-        settings : ``method``, ``n_calls``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.vary`.
+        settings : ``method``, ``resamples``, ``solver`` of :func:`couloir.generative.conditioning.vary`.
 
         Raises
         ------
@@ -182,7 +196,9 @@ class FittedTrajectoryDiffusion:
             denoiser: Denoiser, noise: Tensor, condition: Tensor | None, generator: torch.Generator, x: Tensor, *kept: Tensor
         ) -> Tensor:
             mask = kept[0] if kept else None
-            return conditioning.vary(denoiser, self.schedule, x, level, mask=mask, condition=condition, generator=generator, **settings)
+            return conditioning.vary(
+                denoiser, self.schedule, x, level, mask=mask, n_calls=n_calls, condition=condition, generator=generator, **settings
+            )
 
         drawn = self._batched(len(exact), exact.shape[1], kT, integer_seed(seed, "vary"), some, exact.float(), *where, device=device)
         out = self._decode(drawn)

@@ -10,7 +10,7 @@ The paths found are a start for path sampling, not a sample: they claim no weigh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -114,6 +114,7 @@ def reactive_seeds(
     data: Trajectory | Sequence[Trajectory] | None = None,
     n_frames: int | None = None,
     n_generate: int | None = None,
+    level: float | None = None,
     generated: ReactiveSeeds | Array | None = None,
     imposed: Mask | Sequence[bool] | None = None,
     selection: Literal["top", "spread"] = "top",
@@ -137,6 +138,8 @@ def reactive_seeds(
     data : MD, to take ends from and to score the generated paths against; without it they are not scored.
     n_frames : length of the generated paths; default the model's.
     n_generate : generated paths; default 3 n.
+    level : generate paths by varying straight lines between the ends at this noise-to-signal ratio (``model.interpolate``, then
+        ``model.vary``) in place of completing them; 0 takes the lines as they are.  For a model that has seen no crossing.
     generated : paths to shoot from, made before: (n, frames, n_atoms, 3), or the ``partial`` of an error.  Then none are generated.
     imposed : with ``generated``, (frames,) or (n, frames), True for its imposed frames, where the gate ``seam`` looks; default both ends.
     selection : ``"top"`` shoots from the middle of the stretch between A and B first; a path whose shots fall to A is shot next
@@ -150,14 +153,15 @@ def reactive_seeds(
         the frames as they are for toys, on their constraints for molecules of which the model generates every atom, and
         :func:`couloir.sampling.rebuild.rebuild` where it generates some, with the first configuration given that has all atoms,
         or else the engine's own, as reference.
-    inpainting : further settings of ``model.inpaint``, such as ``n_calls``; a model conditioned on temperature is given the
-        engine's, unless ``kT`` is among them.
+    inpainting : further settings of ``model.inpaint``, or ``model.vary``, such as ``n_calls``; a model conditioned on temperature is
+        given the engine's, unless ``kT`` is among them.
 
     Raises
     ------
     DataError : there is no configuration of A or of B, the regions need atoms that the model does not generate, or frames hold
         neither all atoms nor those.
-    ConfigError : numbers below one, limits of gates without MD to judge by, or ``imposed`` without ``generated`` and MD.
+    ConfigError : numbers below one, limits of gates without MD to judge by, ``imposed`` without ``generated`` and MD, or a
+        ``level`` for a model that cannot interpolate.
     ModelError : no generated path passed the gates, or none has a frame between A and B; ``partial`` as below.
     SimulationError : no shot connects A and B; ``partial`` holds the seeds object with the generated paths and the counts.
     """
@@ -181,8 +185,7 @@ def reactive_seeds(
     counts: dict[str, int] = {"network calls": 0}
     if generated is None:
         known = ends.imposed(from_a, from_b, n_generate or 3 * n, n_frames or model.n_frames)
-        made = model.inpaint(known, _both_ends(known.shape[1]), seed=integer_seed(seed, "inpainting"), **settings)
-        counts["network calls"] = _network_calls(model, len(known), settings)
+        made, counts["network calls"] = _generated(model, known, level, integer_seed(seed, "inpainting"), settings)
     else:
         made = generated.generated if isinstance(generated, ReactiveSeeds) else generated
     paths = np.asarray(made, dtype=np.float64)
@@ -291,9 +294,25 @@ def _nearest_miss(scores: PathScores, gate: str) -> str:
     return f" (the best of these has {column} {values.min():.3g}, the limit is {scores.thresholds[gate]:.3g})"
 
 
-def _network_calls(model: PathModel, n: int, settings: Mapping[str, Any]) -> int:
+def _generated(model: PathModel, known: Array, level: float | None, seed: int, settings: Mapping[str, Any]) -> tuple[Array, int]:
+    """Return paths between the ends of ``known`` (n, frames, n_atoms, 3), and the network calls that they cost."""
+    n, n_frames = known.shape[:2]
+    if level is None:
+        made = model.inpaint(known, _both_ends(n_frames), seed=seed, **settings)
+        return made, _network_calls(model.inpaint, n, settings)
+    if not (hasattr(model, "interpolate") and hasattr(model, "vary")):
+        raise ConfigError(
+            f"level = {level:g}, but {type(model).__name__} has no interpolate and vary", "leave level out, or use TrajectoryDiffusion"
+        )
+    lines = model.interpolate(known[:, 0], known[:, -1], n_frames)
+    if level == 0.0:
+        return lines, 0
+    return model.vary(lines, level, mask=_both_ends(n_frames), seed=seed, **settings), _network_calls(model.vary, n, settings)
+
+
+def _network_calls(method: Callable[..., Array], n: int, settings: Mapping[str, Any]) -> int:
     """Return the evaluations of the network that n paths cost, a batch counting once per path; 0 for a model without ``n_calls``."""
-    parameters = inspect.signature(model.inpaint).parameters
+    parameters = inspect.signature(method).parameters
     chosen = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty} | dict(settings)
     if not isinstance(chosen.get("n_calls"), int):
         return 0
@@ -301,6 +320,6 @@ def _network_calls(model: PathModel, n: int, settings: Mapping[str, Any]) -> int
     if resamples is None:
         from couloir.generative.conditioning import METHODS
 
-        method = chosen.get("method", "guidance")
-        resamples = (METHODS[method] if isinstance(method, str) else method).resamples
+        way = chosen.get("method", "guidance")
+        resamples = (METHODS[way] if isinstance(way, str) else way).resamples
     return int(n * chosen["n_calls"] * resamples)

@@ -105,6 +105,13 @@ def test_a_path_is_what_its_own_mask_makes_of_it_whatever_the_others_have(model,
     np.testing.assert_allclose(batched[masks], np.broadcast_to(known, x.shape)[masks], rtol=1e-13)
 
 
+def test_lines_run_from_start_to_end_in_equal_steps(model):
+    ends = np.stack([path_of(1.0, -2.0), path_of(0.5, 3.0)])
+    lines = model.interpolate(ends[:, 0], ends[:, 1], 7)
+    np.testing.assert_allclose(lines, np.linspace(ends[:, 0], ends[:, 1], 7, axis=1), atol=1e-12)
+    assert model.interpolate(ends[:, 0], ends[:, 1]).shape[1] == model.n_frames
+
+
 def test_masks_that_do_not_fit_are_refused(model):
     known = path_of(*np.zeros(FRAMES))
     some = np.arange(FRAMES) < 2

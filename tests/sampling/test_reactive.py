@@ -293,5 +293,36 @@ def test_network_calls_of_the_real_model_are_counted():
     from couloir.sampling.reactive import _network_calls
 
     model = FittedTrajectoryDiffusion.__new__(FittedTrajectoryDiffusion)
-    assert _network_calls(model, 3, {}) == 60
-    assert _network_calls(model, 3, {"n_calls": 10, "resamples": 2}) == 60
+    assert _network_calls(model.inpaint, 3, {}) == 120
+    assert _network_calls(model.inpaint, 3, {"n_calls": 10, "resamples": 2}) == 60
+    assert _network_calls(model.vary, 3, {}) == 60
+
+
+class Varying(Interpolation):
+    """Lines that bulge as much as the level says; completing them is not what is asked."""
+
+    def inpaint(self, known, mask, *, seed):
+        raise AssertionError("lines were to be varied")
+
+    def interpolate(self, start, end, n_frames):
+        weight = np.linspace(0.0, 1.0, n_frames)[None, :, None, None]
+        return (1 - weight) * start[:, None] + weight * end[:, None]
+
+    def vary(self, path, level, *, mask, seed, n_calls=20):
+        bulge = level * np.sin(np.linspace(0.0, np.pi, path.shape[1]))[None, :, None, None] * np.array([0.0, 1.0])
+        return np.where(mask[None, :, None, None], path, path + bulge)
+
+
+@pytest.mark.parametrize(("level", "calls"), [(0.0, 0), (0.3, 24 * 20)])
+def test_lines_between_the_ends_are_varied_at_a_level_in_place_of_completing_them(level, calls):
+    found = seeds(Varying(), level=level)
+    assert len(found) >= 8
+    assert found.counts["network calls"] == calls
+    ends = found.generated[:, [0, -1]]
+    lines = Varying().interpolate(ends[:, 0], ends[:, 1], 24)
+    np.testing.assert_allclose(np.abs(found.generated - lines).max(), level, atol=0.01 * level)
+
+
+def test_a_level_needs_a_model_that_interpolates():
+    with pytest.raises(ConfigError, match="Interpolation has no interpolate"):
+        seeds(level=0.1)

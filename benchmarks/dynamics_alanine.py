@@ -228,7 +228,7 @@ def judged(found: ReactiveSeeds, way: str, gated: bool, data: Data, brute: alani
         Row(f"{way}: of {seeds} paths shot from, share with a shot that connects", independent / seeds, "",
             float(np.sqrt(independent * (seeds - independent) / seeds**3))),
         Row(f"{way}: of {counts['shots']} shots, share that connects", counts["connecting"] / max(counts["shots"], 1), ""),
-        Row(f"{way}: force evaluations per reactive path, shots and rebuilding", spent / max(independent, 1), "", None, None, None,
+        Row(f"{way}: force evaluations per reactive path, shots and rebuilding{'' if independent else ' (none found)'}", spent / max(independent, 1), "", None, None, None,
             f"brute force from C7eq, {brute}", brute.force_evaluations),
     ]  # fmt: skip
     for where, simulations, cost, target in (

@@ -222,13 +222,13 @@ def judged(found: ReactiveSeeds, way: str, gated: bool, data: Data, brute: alani
     counts, n = found.counts, found.counts["generated"]
     spent = counts["force evaluations"] + counts["force evaluations of rebuilding"]
     seeds, independent = counts["with frames between A and B"], len(set(found.generated_paths.tolist()))
-    gate = "" if gated else " (none, shot from regardless)"
+    gate, nothing = "" if gated else " (none, shot from regardless)", "" if independent else " (none found)"
     rows = [
         Row(f"C7eq -> C7ax, {way}: paths that pass every gate{gate}", counts.get("passed every gate", 0) / n, ""),
         Row(f"{way}: of {seeds} paths shot from, share with a shot that connects", independent / seeds, "",
             float(np.sqrt(independent * (seeds - independent) / seeds**3))),
         Row(f"{way}: of {counts['shots']} shots, share that connects", counts["connecting"] / max(counts["shots"], 1), ""),
-        Row(f"{way}: force evaluations per reactive path, shots and rebuilding{'' if independent else ' (none found)'}", spent / max(independent, 1), "", None, None, None,
+        Row(f"{way}: force evaluations per reactive path, shots and rebuilding{nothing}", spent / max(independent, 1), "", None, None, None,
             f"brute force from C7eq, {brute}", brute.force_evaluations),
     ]  # fmt: skip
     for where, simulations, cost, target in (

@@ -72,8 +72,12 @@ class DDIM(Solver):
 
     def step(self, estimate: Estimate, x: Tensor, t: Level, s: Level, draw: Callable[[], Tensor]) -> Tensor:
         """Return alpha_s D + sqrt(sigma_s^2 - v) eps + sqrt(v) z."""
-        mean, spread = _backward(x, estimate(x, t.t), t, s, self.eta)
-        return mean + spread * draw() if spread > 0.0 else mean
+        clean = estimate(x, t.t)
+        eps = (x - t.alpha * clean) / t.sigma
+        # var(x_s | x_t, x_0) = sigma_s^2 (1 - (ratio_s / ratio_t)^2), Kingma et al. 2021, eq. 31.
+        fresh = (self.eta * s.sigma) ** 2 * (1.0 - (s.ratio / t.ratio) ** 2)
+        out = s.alpha * clean + math.sqrt(s.sigma**2 - fresh) * eps
+        return out + math.sqrt(fresh) * draw() if fresh > 0.0 else out
 
 
 @dataclass(frozen=True)
@@ -111,18 +115,26 @@ class DPMpp2M(Solver):
 
     def __init__(self, eta: float = 0.0) -> None:
         self.eta = eta
-        self._last: tuple[Tensor, Level] | None = None
+        self._last: tuple[Tensor, float] | None = None
 
     def fresh(self) -> Solver:
         """Return a solver without history."""
         return DPMpp2M(self.eta)
 
     def step(self, estimate: Estimate, x: Tensor, t: Level, s: Level, draw: Callable[[], Tensor]) -> Tensor:
-        """Return a step of :class:`DDIM` with D extrapolated."""
+        """Return (sigma_s / sigma_t) e^(-eta h) x - alpha_s (e^(-(1 + eta) h) - 1) D' + sigma_s sqrt(1 - e^(-2 eta h)) z.
+
+        h is the step in lambda.
+        """
         clean = estimate(x, t.t)
-        mean, spread = _backward(x, _ahead(clean, self._last, t, s), t, s, self.eta)
-        self._last = (clean, t)
-        return mean + spread * draw() if spread > 0.0 else mean
+        h = math.log(t.ratio / s.ratio)
+        guess = clean
+        if self._last is not None:
+            before, h_before = self._last
+            guess = clean + (0.5 * h / h_before) * (clean - before)
+        self._last = (clean, h)
+        out = (s.sigma / t.sigma) * math.exp(-self.eta * h) * x - s.alpha * math.expm1(-(1.0 + self.eta) * h) * guess
+        return out + s.sigma * math.sqrt(-math.expm1(-2.0 * self.eta * h)) * draw() if self.eta > 0.0 else out
 
 
 @dataclass(frozen=True)
@@ -269,25 +281,6 @@ def _solver(solver: str | Solver) -> Solver:
     if solver not in SOLVERS:
         raise ConfigError(f"there is no solver {solver!r}{nearest(solver, SOLVERS)}")
     return SOLVERS[solver]
-
-
-def _backward(x: Tensor, clean: Tensor, t: Level, s: Level, eta: float = 1.0) -> tuple[Tensor, float]:
-    """Return mean and spread of the normal law of the state at level ``s`` given ``x`` at level ``t`` and its estimate D, ``clean``.
-
-    The mean is alpha_s D + sqrt(sigma_s^2 - v) eps, the variance v is eta^2 times
-    var(x_s | x_t, x_0) = sigma_s^2 (1 - (ratio_s / ratio_t)^2) (Kingma et al. 2021, eq. 31; Song, Meng & Ermon 2021, eq. 12).
-    """
-    fresh = (eta * s.sigma) ** 2 * (1.0 - (s.ratio / t.ratio) ** 2)
-    eps = (x - t.alpha * clean) / t.sigma
-    return s.alpha * clean + math.sqrt(s.sigma**2 - fresh) * eps, math.sqrt(fresh)
-
-
-def _ahead(clean: Tensor, last: tuple[Tensor, Level] | None, t: Level, s: Level) -> Tensor:
-    """Return D between ``t`` and ``s`` by going on from ``last``, the estimate before and its level, through ``clean`` at ``t``."""
-    if last is None:
-        return clean
-    before, earlier = last
-    return clean + 0.5 * math.log(t.ratio / s.ratio) / math.log(earlier.ratio / t.ratio) * (clean - before)
 
 
 def _noised_back(x: Tensor, s: Level, t: Level, draw: Callable[[], Tensor]) -> Tensor:

@@ -98,7 +98,7 @@ def generated(md: OpenMMEngine, n: int, by_steering: float) -> list[Row]:
     (in_a,) = md.propagate(md.molecule.state, duration="20 ps", stride=system.STRIDE, seed=11)
     (in_b,) = md.propagate(system.in_b(md), duration="20 ps", stride=system.STRIDE, seed=12)
     model = TrajectoryDiffusion.load(MODEL)
-    settings: dict[str, Any] = {"n_generate": 50 * n, "n_shots_per_path": 4, "require_gates": False, "level": 0.1}
+    settings: dict[str, Any] = {"n_generate": 50 * n, "n_shots_per_path": 4, "require_gates": False}
     found = reactive_seeds(model, md, a, b, n, data=[in_a, in_b], seed=13, **settings)
     print(found, flush=True)
     spent = found.counts["force evaluations"] + found.counts["force evaluations of rebuilding"]
